@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class SimulatedServer:
         """Address of the server, without a path."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> SimulatedServer:
+    def start(self) -> Self:
         """Serve in a thread of this process; returns itself."""
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -191,7 +191,7 @@ class SimulatedServer:
         """Serve in this thread until :meth:`stop` is called from another or a signal interrupts."""
         self._server.serve_forever(poll_interval=0.1)
 
-    def __enter__(self) -> SimulatedServer:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *exc: object) -> None:
