@@ -1,0 +1,93 @@
+"""People who sign in, and the record of what they did."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.db import models
+from django.db.models.functions import Lower
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+
+class Role(models.TextChoices):
+    """What a person may do: everything; mappings, review and sync; read and export."""
+
+    ADMIN = "admin", _("Admin")
+    OPERATOR = "operator", _("Operator")
+    VIEWER = "viewer", _("Viewer")
+
+
+class UserManager(BaseUserManager["User"]):
+    """Creates users by e-mail; Django's authentication wants it to have this name and these methods."""
+
+    def create_user(self, email: str, password: str | None, **fields: Any) -> User:
+        """Create a person; ``password=None`` means: cannot sign in until one is set."""
+        user = self.model(email=email.strip(), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def get_by_natural_key(self, username: str | None) -> User:
+        """Find a person by e-mail, whatever its case."""
+        return self.get(email__iexact=username)
+
+
+class User(AbstractBaseUser):
+    """A person. The e-mail address is the name to sign in with, whatever its case."""
+
+    email = models.EmailField(_("e-mail"), max_length=254)
+    name = models.CharField(_("name"), max_length=150, blank=True)
+    role = models.CharField(_("role"), max_length=10, choices=Role.choices, default=Role.VIEWER)
+    is_active = models.BooleanField(_("active"), default=True)
+    date_joined = models.DateTimeField(default=timezone.now)
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+
+    objects: ClassVar[UserManager] = UserManager()
+
+    class Meta:
+        db_table = "app_user"
+        constraints = [models.UniqueConstraint(Lower("email"), name="app_user_email_unique")]
+
+    def __str__(self) -> str:
+        return self.name or self.email
+
+    @property
+    def is_admin(self) -> bool:
+        """May do everything."""
+        return self.is_active and self.role == Role.ADMIN
+
+    @property
+    def is_operator(self) -> bool:
+        """May map, review, sync and close; admins may, too."""
+        return self.is_active and self.role in {Role.ADMIN, Role.OPERATOR}
+
+
+class AuditEntry(models.Model):
+    """What a person did: who, what, to what, before and after, from where. Never changed, never deleted."""
+
+    at = models.DateTimeField(default=timezone.now)
+    user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")
+    # Who it was in words, also where no account stands behind it: "command line (root)".
+    actor = models.CharField(max_length=254)
+    action = models.CharField(max_length=60)
+    target = models.CharField(max_length=200, blank=True)
+    before = models.JSONField(null=True)
+    after = models.JSONField(null=True)
+    note = models.TextField(blank=True)
+    address = models.GenericIPAddressField(null=True)
+
+    class Meta:
+        db_table = "audit_entry"
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["-at"], name="audit_entry_at"),
+            models.Index(fields=["target"], name="audit_entry_target"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M} {self.actor}: {self.action} {self.target}"

@@ -1,0 +1,186 @@
+"""What we decided, what we owe or gave to Lago, and whether anything may be sent at all."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from ocpp_billing.accounts.models import User
+from ocpp_billing.charging.models import ChargingSession, Source
+from ocpp_billing.mappings.models import TagMapping
+
+
+class Outcome(models.TextChoices):
+    """What a decision says."""
+
+    BILL = "bill"
+    HOLD = "hold"
+    EXCLUDE = "exclude"
+
+
+class EventState(models.TextChoices):
+    """Where a usage event stands. A void event was never attempted and counts nowhere."""
+
+    QUEUED = "queued"
+    ACCEPTED = "accepted"
+    CONFIRMED = "confirmed"
+    REJECTED = "rejected"
+    HELD = "held"
+    VOID = "void"
+
+
+class EventKind(models.TextChoices):
+    """Why an event exists."""
+
+    ORIGINAL = "original"
+    CORRECTION = "correction"
+    MOVE = "move"
+
+
+class Decision(models.Model):
+    """What was decided about one revision of a session, why, by which mapping, by whom."""
+
+    session = models.ForeignKey(ChargingSession, on_delete=models.PROTECT, related_name="decisions")
+    revision = models.IntegerField()
+    outcome = models.CharField(max_length=7, choices=Outcome.choices)
+    reason = models.CharField(max_length=40, null=True)
+    # The numbers behind it, rule by rule: [{"rule": ..., "ok": bool, "says": text}, ...]
+    checks = models.JSONField(db_default=[])
+    energy_wh = models.BigIntegerField()
+    mapping = models.ForeignKey(TagMapping, null=True, on_delete=models.PROTECT, related_name="+")
+    external_customer_id = models.TextField(null=True)
+    external_subscription_id = models.TextField(null=True)
+    decided_at = models.DateTimeField()
+    # "rule", or the person's name.
+    decided_by = models.TextField(db_default="rule")
+    user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")
+    note = models.TextField(db_default="")
+
+    class Meta:
+        db_table = "decision"
+        indexes = [models.Index(fields=["session", "-id"], name="decision_session")]
+
+    def __str__(self) -> str:
+        return f"{self.session_id} r{self.revision}: {self.outcome} {self.reason or ''}"
+
+
+class UsageEvent(models.Model):
+    """The outbox: one event for Lago, with its payload frozen when it was decided.
+
+    ``attempts`` is raised and committed *before* the event is sent: 0 means Lago cannot know it.
+    """
+
+    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
+    session = models.ForeignKey(ChargingSession, on_delete=models.PROTECT, related_name="events")
+    decision = models.ForeignKey(Decision, on_delete=models.PROTECT, related_name="events")
+    n = models.IntegerField()
+    # steve:<source>:<steve id>-<first 8 hex of the fingerprint>:<n>, unique in the Lago organisation.
+    transaction_id = models.TextField(unique=True)
+    kind = models.CharField(max_length=10, choices=EventKind.choices)
+    external_customer_id = models.TextField()
+    external_subscription_id = models.TextField()
+    # Lago's id of the subscription row whose open period contains the event, and that period.
+    lago_subscription_id = models.TextField()
+    period_from = models.DateTimeField(null=True)
+    period_to = models.DateTimeField(null=True)
+    metric_code = models.TextField()
+    energy_wh = models.BigIntegerField()
+    # The time Lago sees, to the millisecond.
+    timestamp = models.DateTimeField()
+    # Exactly the bytes that are sent, every time.
+    payload = models.TextField()
+
+    state = models.CharField(max_length=9, choices=EventState.choices)
+    reason = models.CharField(max_length=40, null=True)
+    attempts = models.IntegerField(db_default=0)
+    first_attempt_at = models.DateTimeField(null=True)
+    next_attempt_at = models.DateTimeField(db_default=Now())
+    lease = models.UUIDField(null=True)
+    lease_until = models.DateTimeField(null=True)
+    lago_event_id = models.TextField(null=True)
+    # Lago's last words about this event.
+    answer = models.JSONField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+    accepted_at = models.DateTimeField(null=True)
+    confirmed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "usage_event"
+        constraints = [
+            models.UniqueConstraint(fields=["session", "n"], name="usage_event_n_unique"),
+            models.CheckConstraint(condition=Q(state__in=EventState.values), name="usage_event_state_known"),
+            # What Lago may know is never void: it can only be corrected.
+            models.CheckConstraint(
+                condition=~Q(state="void") | Q(attempts=0), name="usage_event_void_never_sent"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["source", "next_attempt_at", "id"],
+                condition=Q(state="queued"),
+                name="usage_event_queue",
+            ),
+            models.Index(
+                fields=["external_subscription_id", "timestamp"],
+                condition=Q(state="accepted"),
+                name="usage_event_unconfirmed",
+            ),
+            models.Index(
+                fields=["external_subscription_id", "metric_code", "timestamp"],
+                name="usage_event_subscription",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.transaction_id
+
+
+class DeliveryControl(models.Model):
+    """Whether usage events of a source may be sent, and to which Lago organisation.
+
+    Shadow mode until ``live_from`` is set (or ``BILLING_START`` is in the environment).
+    """
+
+    source = models.OneToOneField(Source, primary_key=True, on_delete=models.PROTECT)
+    live_from = models.DateTimeField(null=True)
+    live_set_at = models.DateTimeField(null=True)
+    live_set_by = models.TextField(null=True)
+    paused_at = models.DateTimeField(null=True)
+    # A person's name, or "delivery" when it stopped by itself.
+    paused_by = models.TextField(null=True)
+    pause_reason = models.TextField(null=True)
+    lago_organization_id = models.TextField(null=True)
+    lago_organization_name = models.TextField(null=True)
+
+    class Meta:
+        db_table = "delivery_control"
+
+    def __str__(self) -> str:
+        return f"{self.source_id}: live from {self.live_from}, paused {self.paused_at}"
+
+
+class LagoSubscription(models.Model):
+    """One subscription row of Lago as last read; several rows may share an external id (upgrades)."""
+
+    lago_id = models.TextField(primary_key=True)
+    external_id = models.TextField()
+    external_customer_id = models.TextField()
+    plan_code = models.TextField()
+    status = models.TextField()
+    name = models.TextField(null=True)
+    started_at = models.DateTimeField(null=True)
+    terminated_at = models.DateTimeField(null=True)
+    period_from = models.DateTimeField(null=True)
+    period_to = models.DateTimeField(null=True)
+    read_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "lago_subscription"
+        indexes = [
+            models.Index(fields=["external_customer_id"], name="lago_subscription_customer"),
+            models.Index(fields=["external_id"], name="lago_subscription_external"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.external_id} ({self.status})"

@@ -1,0 +1,64 @@
+"""Structured logs: one line per event, an ``action`` on each, no secret in any."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+_SECRET_NAME = re.compile(r"secret|password|api_key|token|authorization|cookie", re.IGNORECASE)
+
+
+def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Replace the value of every field whose name speaks of a secret."""
+    return {key: "[hidden]" if _SECRET_NAME.search(key) else value for key, value in event.items()}
+
+
+def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
+    """Send structlog and the standard library's logging through one formatter to standard error."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        hide_secrets,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json_lines
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # One line per HTTP call is the client's own business, at debug level only.
+    for name in ("httpx2", "httpcore2", "uvicorn.access"):
+        logging.getLogger(name).setLevel("WARNING" if level != "debug" else "DEBUG")
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """A logger; every message gets an ``action=`` so that logs can be counted and searched."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
