@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import time
+import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 FaultKind = Literal["status", "html", "drop_before", "drop_after", "hang", "slow", "truncate", "garbage"]
 REASONS = {520: "Web Server Returned an Unknown Error"}
@@ -60,11 +61,23 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """One HTTP answer: status, headers (lower-case names) and body bytes."""
+    """One HTTP answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: with lower-case names.
+        body: sent as it is (compressed when the client takes gzip).
+        chunks: instead of ``body``, for answers too big to hold in memory: pieces that are made while
+            they are sent, with chunked transfer encoding.
+        delay_s: how long the original would have taken; the answer is held back until then, counted
+            from the moment the request was taken up, without blocking other requests.
+    """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    chunks: Iterator[bytes] | None = None
+    delay_s: float = 0.0
 
     @classmethod
     def of_json(cls, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -256,8 +269,12 @@ class SimulatedServer:
         return self._misbehave(fault, request)
 
     def _carry_out(self, request: Request) -> Response:
+        began = time.monotonic()
         with self.lock:
-            return self.handle(request)
+            response = self.handle(request)
+        if response.delay_s:
+            self._stopping.wait(max(0.0, response.delay_s - (time.monotonic() - began)))
+        return response
 
     def _misbehave(self, fault: Fault, request: Request) -> tuple[Response, bool]:
         if fault.kind == "slow":
@@ -300,9 +317,9 @@ class SimulatedServer:
             ("GET", "health"): lambda: {"ok": True},
             ("GET", "faults"): lambda: [asdict(fault) for fault in self.faults],
             ("POST", "faults"): lambda: asdict(self.add_fault(Fault(**request.json()))),
-            ("DELETE", "faults"): lambda: self.clear_faults() or [],
+            ("DELETE", "faults"): self._control_clear_faults,
             ("GET", "requests"): lambda: self.requests,
-            ("DELETE", "requests"): lambda: self.requests.clear() or [],
+            ("DELETE", "requests"): self._control_clear_requests,
             ("GET", "clock"): lambda: {"now": self.now().isoformat()},
             ("POST", "clock"): lambda: self._control_clock(request.json()),
             ("POST", "latency"): lambda: self._control_latency(request.json()),
@@ -318,6 +335,14 @@ class SimulatedServer:
         else:
             self.set_clock(datetime.fromisoformat(body["now"]), frozen=bool(body.get("frozen")))
         return {"now": self.now().isoformat()}
+
+    def _control_clear_faults(self) -> list[Any]:
+        self.clear_faults()
+        return []
+
+    def _control_clear_requests(self) -> list[Any]:
+        self.requests.clear()
+        return []
 
     def _control_latency(self, body: dict[str, Any]) -> dict[str, float]:
         self.latency_s = float(body["seconds"])
@@ -359,20 +384,57 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, request: Request, response: Response, *, half: bool) -> None:
         body = response.body
         headers = dict(response.headers)
-        if len(body) > 1024 and "gzip" in request.headers.get("accept-encoding", ""):  # noqa: SIM102
-            if "content-encoding" not in headers:
-                body = gzip.compress(body, compresslevel=1)
-                headers["content-encoding"] = "gzip"
+        gzipped = "gzip" in request.headers.get("accept-encoding", "") and "content-encoding" not in headers
+        if response.chunks is not None:
+            self._write_chunks(response, response.chunks, headers, gzipped=gzipped, half=half)
+            return
+        if gzipped and len(body) > 1024:
+            body = gzip.compress(body, compresslevel=1)
+            headers["content-encoding"] = "gzip"
         headers["content-length"] = str(len(body))
-        reason = REASONS.get(response.status) or self.responses.get(response.status, ("",))[0]
-        head = [f"HTTP/1.1 {response.status} {reason}"]
-        head += [f"{name}: {value}" for name, value in headers.items()]
         if half:
             body = body[: len(body) // 2]
-        self.wfile.write("\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body)
+        if request.method == "HEAD":
+            body = b""
+        self.wfile.write(self._head(response.status, headers) + body)
         self.wfile.flush()
         if half:
             self._drop()
+
+    def _write_chunks(
+        self,
+        response: Response,
+        chunks: Iterator[bytes],
+        headers: dict[str, str],
+        *,
+        gzipped: bool,
+        half: bool,
+    ) -> None:
+        """Send the pieces as they are made; ``half`` stops after the first, without an end mark."""
+        headers["transfer-encoding"] = "chunked"
+        if gzipped:
+            headers["content-encoding"] = "gzip"
+        self.wfile.write(self._head(response.status, headers))
+        packer = zlib.compressobj(1, zlib.DEFLATED, 31) if gzipped else None
+        for chunk in chunks:
+            self._write_chunk(packer.compress(chunk) if packer else chunk)
+            if half:
+                self._drop()
+                return
+        if packer:
+            self._write_chunk(packer.flush())
+        self.wfile.write(b"0\r\n\r\n")
+        self.wfile.flush()
+
+    def _write_chunk(self, data: bytes) -> None:
+        # An empty piece would be read as the end of the answer; the compressor holds data back.
+        if data:
+            self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+
+    def _head(self, status: int, headers: dict[str, str]) -> bytes:
+        reason = REASONS.get(status) or self.responses.get(status, ("",))[0]
+        lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
     def _drop(self) -> None:
         self.close_connection = True
