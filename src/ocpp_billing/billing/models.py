@@ -45,8 +45,8 @@ class Decision(models.Model):
     revision = models.IntegerField()
     outcome = models.CharField(max_length=7, choices=Outcome.choices)
     reason = models.CharField(max_length=40, null=True)
-    # The numbers behind it, rule by rule: [{"rule": ..., "ok": bool, "says": text}, ...]
-    checks = models.JSONField(db_default=[])
+    # The numbers behind it, in words.
+    says = models.TextField(db_default="")
     energy_wh = models.BigIntegerField()
     mapping = models.ForeignKey(TagMapping, null=True, on_delete=models.PROTECT, related_name="+")
     external_customer_id = models.TextField(null=True)
@@ -85,6 +85,8 @@ class UsageEvent(models.Model):
     period_from = models.DateTimeField(null=True)
     period_to = models.DateTimeField(null=True)
     metric_code = models.TextField()
+    # The property that the metric sums.
+    field_name = models.TextField()
     energy_wh = models.BigIntegerField()
     # The time Lago sees, to the millisecond.
     timestamp = models.DateTimeField()

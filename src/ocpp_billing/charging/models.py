@@ -113,6 +113,7 @@ class ChargingSession(models.Model):
         output_field=models.BigIntegerField(null=True),
         db_persist=True,
     )
+    # StEvE's own names and values.
     raw = models.JSONField()
 
     revision = models.IntegerField(db_default=1)
@@ -131,6 +132,8 @@ class ChargingSession(models.Model):
     rest_reason = models.CharField(max_length=40, null=True)
     rest_wh = models.BigIntegerField(db_default=0)
     needs_decision = models.BooleanField(db_default=True)
+    # Raised whenever a new decision is asked for: one that was judged before does not count any more.
+    asked = models.IntegerField(db_default=0)
 
     stuck_since = models.DateTimeField(null=True)
     # {"source": "meter_value"|"next_start"|"none", "stop_wh": int|null, "at": iso|null, ...}
@@ -198,7 +201,8 @@ class MalformedRow(models.Model):
     steve_id = models.BigIntegerField(null=True)
     # SHA-256 of the row as received: the same row twice is one.
     digest = models.BinaryField(max_length=32)
-    raw = models.JSONField()
+    # As received: it may be no JSON at all.
+    raw = models.TextField()
     reason = models.TextField()
     first_seen_at = models.DateTimeField(db_default=Now())
     last_seen_at = models.DateTimeField(db_default=Now())

@@ -1,0 +1,216 @@
+"""Whether a stopped session is sane: pure, first match wins, over plain records.
+
+What the mapping, Lago and go-live say comes after; see :mod:`ocpp_billing.billing.decide`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from decimal import Decimal
+
+# A charger's clock may run ahead of ours by so much before its times are not believed.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+# A start so long before the latest start among lower ids is a clock that was reset (1970), not an
+# offline charger: ids are given in the order of arrival (facts/steve.md 4.1, 4.6).
+CLOCK_LAG = timedelta(days=60)
+# StEvE rounds the meter value of a manual stop up to a whole Wh (facts/steve.md 4.1).
+EVIDENCE_TOLERANCE_WH = 1
+
+
+class Reason(StrEnum):
+    """Why a session is held or excluded. The codes are fixed: people filter and alert by them."""
+
+    UNDECIDED = "undecided"
+    IDENTITY_CONFLICT = "identity_conflict"
+    CLOCK_SKEW = "clock_skew"
+    NEGATIVE_ENERGY = "negative_energy"
+    IMPLAUSIBLE = "implausible"
+    REGISTER_OVERLAP = "register_overlap"
+    MANUAL_STOP_WITHOUT_EVIDENCE = "manual_stop_without_evidence"
+    ZERO_ENERGY = "zero_energy"
+    BELOW_MINIMUM = "below_minimum"
+    BEFORE_GO_LIVE = "before_go_live"
+    UNMAPPED_TAG = "unmapped_tag"
+    MAPPING_INACTIVE = "mapping_inactive"
+    NO_SUBSCRIPTION = "no_subscription"
+    AMBIGUOUS_SUBSCRIPTION = "ambiguous_subscription"
+    METRIC_NOT_CHARGED = "metric_not_charged"
+    LATE_PERIOD = "late_period"
+    CHANGED_AFTER_BILLING = "changed_after_billing"
+    REFUND_BY_CREDIT_NOTE = "refund_by_credit_note"
+    CONFLICT_IN_LAGO = "conflict_in_lago"
+    BY_OPERATOR = "by_operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Thresholds from the settings."""
+
+    max_session_kwh: Decimal
+    max_power_kw: Decimal
+    max_session_hours: Decimal
+    min_session_kwh: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """A stopped session as StEvE tells it, and what the ledger knows around it.
+
+    Attributes:
+        first_seen_at: when the transaction was first read by us.
+        stop_seen_at: when it was first read as stopped.
+        latest_lower_start_at: latest credible start among lower ids.
+        overlaps: StEvE id of another stopped, sane session on the connector whose time and register
+            range both intersect this one's by more than zero.
+        identity_conflict: what is wrong with the identity of the tag or the transaction, in words.
+        evidence_stop_wh: the register at the stop according to meter values or the next start.
+    """
+
+    started_at: datetime | None
+    start_wh: int
+    stopped_at: datetime
+    stop_wh: int
+    manual_stop: bool
+    first_seen_at: datetime
+    stop_seen_at: datetime
+    latest_lower_start_at: datetime | None = None
+    overlaps: int | None = None
+    identity_conflict: str | None = None
+    evidence_stop_wh: int | None = None
+
+    @property
+    def energy_wh(self) -> int:
+        """Stop register minus start register; negative when the charger says so."""
+        return self.stop_wh - self.start_wh
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A rule that matched: ``hold`` or ``exclude`` with its reason and the numbers in words."""
+
+    outcome: str
+    reason: Reason
+    says: str
+
+
+def judge_session(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Verdict | None:
+    """Judge one stopped session; None = nothing speaks against billing it.
+
+    Args:
+        facts: the session.
+        limits: thresholds.
+        go_live_at: sessions that stopped before are excluded; None = shadow mode, nothing is.
+    """
+    return (
+        _judge_identity(facts)
+        or _judge_clock(facts)
+        or _judge_energy(facts, limits)
+        or _judge_surroundings(facts)
+        or _judge_amount(facts, limits, go_live_at)
+    )
+
+
+def _hold(reason: Reason, says: str) -> Verdict:
+    return Verdict("hold", reason, says)
+
+
+def _judge_identity(facts: SessionFacts) -> Verdict | None:
+    if facts.identity_conflict:
+        return _hold(Reason.IDENTITY_CONFLICT, facts.identity_conflict)
+    return None
+
+
+def _judge_clock(facts: SessionFacts) -> Verdict | None:
+    started_at, stopped_at = facts.started_at, facts.stopped_at
+    if started_at is None:
+        return _hold(Reason.CLOCK_SKEW, "the start time is missing")
+    if stopped_at < started_at:
+        return _hold(Reason.CLOCK_SKEW, f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}")
+    if started_at > facts.first_seen_at + CLOCK_TOLERANCE:
+        return _hold(
+            Reason.CLOCK_SKEW,
+            f"started {started_at:%F %T}, after it was first seen {facts.first_seen_at:%F %T}",
+        )
+    if stopped_at > facts.stop_seen_at + CLOCK_TOLERANCE:
+        return _hold(
+            Reason.CLOCK_SKEW,
+            f"stopped {stopped_at:%F %T}, after the stop was first seen {facts.stop_seen_at:%F %T}",
+        )
+    lower = facts.latest_lower_start_at
+    if lower is not None and started_at < lower - CLOCK_LAG:
+        return _hold(
+            Reason.CLOCK_SKEW,
+            f"started {started_at:%F %T}, more than {CLOCK_LAG.days} days before {lower:%F %T}, "
+            "the latest start among lower ids",
+        )
+    return None
+
+
+def _judge_energy(facts: SessionFacts, limits: Limits) -> Verdict | None:
+    energy_wh = facts.energy_wh
+    if energy_wh < 0:
+        return _hold(
+            Reason.NEGATIVE_ENERGY,
+            f"stop register {facts.stop_wh} Wh below start register {facts.start_wh} Wh",
+        )
+    if energy_wh > limits.max_session_kwh * 1000:
+        return _hold(Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh")
+    assert facts.started_at is not None  # noqa: S101 - _judge_clock came first
+    duration_s = (facts.stopped_at - facts.started_at) // timedelta(seconds=1)
+    if duration_s > limits.max_session_hours * 3600:
+        return _hold(Reason.IMPLAUSIBLE, f"lasted {duration_s} s, more than {limits.max_session_hours} hours")
+    # kW on average = Wh / 1000 / (s / 3600); compared without a division, so that 0 s is covered, too.
+    if energy_wh * 36 > limits.max_power_kw * 10 * duration_s:
+        return _hold(
+            Reason.IMPLAUSIBLE,
+            f"{energy_wh} Wh in {duration_s} s is more than {limits.max_power_kw} kW on average",
+        )
+    return None
+
+
+def _judge_surroundings(facts: SessionFacts) -> Verdict | None:
+    if facts.overlaps is not None:
+        return _hold(
+            Reason.REGISTER_OVERLAP,
+            f"time and register range intersect those of transaction {facts.overlaps} on the same connector",
+        )
+    if facts.manual_stop:
+        return _judge_manual_stop(facts)
+    return None
+
+
+def _judge_manual_stop(facts: SessionFacts) -> Verdict | None:
+    """StEvE writes a zero-energy stop when it has no meter value (facts/steve.md 4.3): never believe it."""
+    evidence = facts.evidence_stop_wh
+    if evidence is None:
+        says = f"closed by hand at {facts.stop_wh} Wh, and nothing shows what was delivered"
+    elif facts.energy_wh == 0:
+        says = f"closed by hand with no energy; the evidence says {evidence} Wh at the stop"
+    elif abs(evidence - facts.stop_wh) > EVIDENCE_TOLERANCE_WH:
+        says = f"closed by hand at {facts.stop_wh} Wh, but the evidence says {evidence} Wh"
+    else:
+        return None
+    return _hold(Reason.MANUAL_STOP_WITHOUT_EVIDENCE, says)
+
+
+def _judge_amount(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Verdict | None:
+    energy_wh = facts.energy_wh
+    if energy_wh == 0:
+        return Verdict("exclude", Reason.ZERO_ENERGY, "the registers at start and stop are the same")
+    if energy_wh < limits.min_session_kwh * 1000:
+        return Verdict(
+            "exclude", Reason.BELOW_MINIMUM, f"{energy_wh} Wh is less than {limits.min_session_kwh} kWh"
+        )
+    if go_live_at is not None and facts.stopped_at < go_live_at:
+        return Verdict(
+            "exclude",
+            Reason.BEFORE_GO_LIVE,
+            f"stopped {facts.stopped_at:%F %T}, before billing began {go_live_at:%F %T}",
+        )
+    return None

@@ -1,0 +1,305 @@
+"""Step 2, record: what StEvE says goes into the ledger, in bulk, as it is.
+
+One binary COPY into a temporary table, then one INSERT ... SELECT ... ON CONFLICT. A row that says
+nothing new writes nothing. A changed row raises the session's revision and asks for a new decision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from django.db import connection
+
+from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.steve.wire import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from ocpp_billing.steve.wire import MalformedRow, Transaction
+
+_encode = msgspec.json.Encoder().encode
+
+# A start that lies further ahead than this when first seen says nothing about later ids.
+CREDIBLE_AHEAD = timedelta(minutes=5)
+
+
+@dataclass(slots=True)
+class IngestCounts:
+    """What an ingest found: sessions never seen, sessions that changed, rows set aside."""
+
+    discovered: int = 0
+    changed: int = 0
+    malformed: int = 0
+    # StEvE ids whose fingerprint is not the one we know: the marks of a restored or changed StEvE.
+    strangers: list[int] = field(default_factory=list)
+
+    def add(self, other: IngestCounts) -> None:
+        """Count another ingest in."""
+        self.discovered += other.discovered
+        self.changed += other.changed
+        self.malformed += other.malformed
+        self.strangers += other.strangers
+
+
+def ingest_transactions(
+    cursor: Any,
+    source: str,
+    rows: Sequence[Transaction],
+    malformed: Iterable[MalformedRow],
+    now: datetime,
+) -> IngestCounts:
+    """Write what StEvE said into the ledger; call within a transaction.
+
+    Args:
+        cursor: a cursor of that transaction.
+        source: name of the StEvE.
+        rows: well-formed transactions, in any order; the last of two with one id wins.
+        malformed: rows that could not be read.
+        now: when they were read.
+    """
+    counts = IngestCounts(malformed=_set_aside(cursor, source, malformed, now))
+    if not rows:
+        return counts
+    latest = {row.steve_id: row for row in rows}
+    _lock_source(cursor, source)
+    cursor.execute(_CREATE_INCOMING)
+    copied = _with_latest_lower_start(
+        cursor, source, sorted(latest.values(), key=lambda row: row.steve_id), now
+    )
+    with cursor.copy(_COPY_INCOMING) as copy:
+        copy.set_types(_COPY_TYPES)
+        for record in copied:
+            copy.write_row(record)
+    cursor.execute(_INSERT_TAGS, {"source": source, "now": now})
+    cursor.execute(_FIND_STRANGERS, {"source": source})
+    counts.strangers = [steve_id for (steve_id,) in cursor.fetchall()]
+    cursor.execute(_UPSERT, {"source": source, "now": now})
+    counts.discovered, counts.changed = cursor.fetchone()
+    cursor.execute(_RESOLVE_MALFORMED, {"source": source, "now": now})
+    cursor.execute(_ADVANCE_SOURCE, {"source": source, "ahead": now + CREDIBLE_AHEAD})
+    return counts
+
+
+def _lock_source(cursor: Any, source: str) -> None:
+    """One ingest at a time per source: the running maximum of starts must not be read half-written."""
+    cursor.execute("INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [source])
+    cursor.execute("SELECT 1 FROM source WHERE name = %s FOR UPDATE", [source])
+
+
+def _with_latest_lower_start(
+    cursor: Any, source: str, rows: Sequence[Transaction], now: datetime
+) -> Iterable[tuple[Any, ...]]:
+    """The records to copy, each with the latest credible start among lower ids (rows sorted by id)."""
+    cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s", [source])
+    highest_id, latest = cursor.fetchone()
+    between: list[tuple[int, datetime]] = []
+    if rows[0].steve_id <= highest_id:
+        ahead = now + CREDIBLE_AHEAD
+        bound = {"source": source, "low": rows[0].steve_id, "high": rows[-1].steve_id, "ahead": ahead}
+        cursor.execute(_LATEST_BELOW, bound)
+        (latest,) = cursor.fetchone()
+        cursor.execute(_STARTS_BETWEEN, bound)
+        between = cursor.fetchall()
+    known = iter(between)
+    next_known = next(known, None)
+    for row in rows:
+        while next_known is not None and next_known[0] < row.steve_id:
+            if latest is None or next_known[1] > latest:
+                latest = next_known[1]
+            next_known = next(known, None)
+        yield (
+            row.steve_id,
+            fingerprint(row),
+            row.charge_box_id,
+            row.connector_id,
+            fold_id_tag(row.id_tag),
+            row.id_tag,
+            row.id_tag_pk,
+            row.started_at,
+            row.start_wh,
+            row.stopped_at,
+            row.stop_wh,
+            row.stop_reason,
+            row.stop_actor,
+            as_given(row),
+            latest,
+        )
+        if row.started_at is not None and row.started_at <= now + CREDIBLE_AHEAD:
+            latest = row.started_at if latest is None else max(latest, row.started_at)
+
+
+def as_given(row: Transaction) -> str:
+    """The transaction in StEvE's own names and values, as JSON text, for the session's page."""
+    return _encode(
+        {
+            "id": row.steve_id,
+            "chargeBoxId": row.charge_box_id,
+            "connectorId": row.connector_id,
+            "ocppIdTag": row.id_tag,
+            "ocppTagPk": row.id_tag_pk,
+            "startTimestamp": row.start_timestamp,
+            "startValue": row.start_value,
+            "stopTimestamp": row.stop_timestamp,
+            "stopValue": row.stop_value,
+            "stopReason": row.stop_reason,
+            "stopEventActor": row.stop_actor,
+        }
+    ).decode()
+
+
+def _set_aside(cursor: Any, source: str, malformed: Iterable[MalformedRow], now: datetime) -> int:
+    """Keep malformed rows, each once; returns how many of them are new."""
+    new = 0
+    for row in malformed:
+        if new == 0:
+            _lock_source(cursor, source)
+        raw = row.raw.encode()
+        cursor.execute(
+            _SET_ASIDE,
+            {
+                "source": source,
+                "steve_id": row.steve_id,
+                "digest": hashlib.sha256(raw).digest(),
+                "raw": row.raw.replace("\0", "\ufffd"),
+                "reason": row.reason,
+                "now": now,
+            },
+        )
+        new += cursor.fetchone()[0]
+    return new
+
+
+def mark_vanished(cursor: Any, source: str, steve_ids: Sequence[int], now: datetime) -> int:
+    """Flag sessions that StEvE no longer shows; they stay in the ledger as they are."""
+    cursor.execute(
+        "UPDATE charging_session SET vanished_at = %s"
+        " WHERE source_id = %s AND steve_id = ANY(%s) AND superseded_at IS NULL AND vanished_at IS NULL",
+        [now, source, list(steve_ids)],
+    )
+    return int(cursor.rowcount)
+
+
+def known_open_ids(source: str) -> list[int]:
+    """Ids of sessions that StEvE last showed without a stop, in order."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT steve_id FROM charging_session WHERE source_id = %s AND stopped_at IS NULL"
+            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id",
+            [source],
+        )
+        return [steve_id for (steve_id,) in cursor.fetchall()]
+
+
+_CREATE_INCOMING = """
+CREATE TEMPORARY TABLE IF NOT EXISTS incoming (
+    steve_id bigint, fingerprint bytea, charge_box_id text, connector_id int,
+    folded text, id_tag text, id_tag_pk bigint,
+    started_at timestamptz, start_wh bigint, stopped_at timestamptz, stop_wh bigint,
+    stop_reason text, stop_actor text, raw text, latest_lower_start_at timestamptz
+) ON COMMIT DELETE ROWS
+"""
+_COPY_INCOMING = "COPY incoming FROM STDIN (FORMAT BINARY)"
+_COPY_TYPES = [
+    *("int8", "bytea", "text", "int4", "text", "text", "int8"),
+    *("timestamptz", "int8", "timestamptz", "int8", "text", "text", "text", "timestamptz"),
+]
+
+# A tag is known once, in the spelling first seen; StEvE's pk is remembered, and a change of it is a
+# fact for the reading of tags to judge.
+_INSERT_TAGS = """
+INSERT INTO id_tag (source_id, folded, text, steve_pk, first_seen_at)
+SELECT DISTINCT ON (folded) %(source)s, folded, id_tag, id_tag_pk, %(now)s
+FROM incoming ORDER BY folded, steve_id
+ON CONFLICT (source_id, folded) DO UPDATE SET steve_pk = EXCLUDED.steve_pk WHERE id_tag.steve_pk IS NULL
+"""
+
+_FIND_STRANGERS = """
+DELETE FROM incoming USING charging_session s
+WHERE s.source_id = %(source)s AND s.steve_id = incoming.steve_id AND s.superseded_at IS NULL
+  AND s.fingerprint <> incoming.fingerprint
+RETURNING incoming.steve_id
+"""
+
+# New energy is held as `undecided` from the first moment, so that the balance is whole even between two
+# steps; what usage events already carry stays theirs.
+_UPSERT = """
+WITH written AS (
+    INSERT INTO charging_session AS s (
+        source_id, steve_id, fingerprint, charge_box_id, connector_id, id_tag_id, id_tag_text,
+        started_at, start_wh, stopped_at, stop_wh, stop_reason, stop_actor, raw,
+        first_seen_at, stop_seen_at, changed_at, latest_lower_start_at,
+        state, reason, rest_state, rest_reason, rest_wh, needs_decision
+    )
+    SELECT %(source)s, i.steve_id, i.fingerprint, i.charge_box_id, i.connector_id, t.id, i.id_tag,
+        i.started_at, i.start_wh, i.stopped_at, i.stop_wh, i.stop_reason, i.stop_actor, i.raw::jsonb,
+        %(now)s, CASE WHEN i.stopped_at IS NOT NULL THEN %(now)s END, %(now)s, i.latest_lower_start_at,
+        CASE WHEN i.stopped_at IS NULL THEN 'open' ELSE 'held' END,
+        CASE WHEN i.stopped_at IS NOT NULL THEN 'undecided' END,
+        CASE WHEN i.stopped_at IS NULL THEN 'open' ELSE 'held' END,
+        CASE WHEN i.stopped_at IS NOT NULL THEN 'undecided' END,
+        coalesce(greatest(i.stop_wh - i.start_wh, 0), 0),
+        i.stopped_at IS NOT NULL
+    FROM incoming i JOIN id_tag t ON t.source_id = %(source)s AND t.folded = i.folded
+    ON CONFLICT (source_id, steve_id, fingerprint) DO UPDATE SET
+        stopped_at = EXCLUDED.stopped_at, stop_wh = EXCLUDED.stop_wh,
+        stop_reason = EXCLUDED.stop_reason, stop_actor = EXCLUDED.stop_actor, raw = EXCLUDED.raw,
+        stop_seen_at = coalesce(s.stop_seen_at, EXCLUDED.stop_seen_at),
+        changed_at = EXCLUDED.changed_at, revision = s.revision + 1, vanished_at = NULL,
+        stuck_since = CASE WHEN EXCLUDED.stopped_at IS NULL THEN s.stuck_since END,
+        state = EXCLUDED.state, reason = EXCLUDED.reason,
+        rest_state = EXCLUDED.rest_state, rest_reason = EXCLUDED.rest_reason,
+        rest_wh = CASE WHEN EXCLUDED.stopped_at IS NULL THEN 0 ELSE EXCLUDED.rest_wh - coalesce((
+            SELECT sum(e.energy_wh) FROM usage_event e WHERE e.session_id = s.id AND e.state <> 'void'
+        ), 0) END,
+        needs_decision = EXCLUDED.needs_decision
+    WHERE s.superseded_at IS NULL AND (
+        s.stopped_at IS DISTINCT FROM EXCLUDED.stopped_at OR s.stop_wh IS DISTINCT FROM EXCLUDED.stop_wh
+        OR s.stop_reason IS DISTINCT FROM EXCLUDED.stop_reason
+        OR s.stop_actor IS DISTINCT FROM EXCLUDED.stop_actor
+        OR s.vanished_at IS NOT NULL
+    )
+    RETURNING s.revision
+)
+SELECT count(*) FILTER (WHERE revision = 1), count(*) FILTER (WHERE revision > 1) FROM written
+"""
+
+_SET_ASIDE = """
+INSERT INTO malformed_row AS m (source_id, steve_id, digest, raw, reason, first_seen_at, last_seen_at)
+VALUES (%(source)s, %(steve_id)s, %(digest)s, %(raw)s, %(reason)s, %(now)s, %(now)s)
+ON CONFLICT (source_id, digest) DO UPDATE SET last_seen_at = %(now)s, resolved_at = NULL
+RETURNING (xmax = 0)::int
+"""
+
+_RESOLVE_MALFORMED = """
+UPDATE malformed_row m SET resolved_at = %(now)s FROM incoming i
+WHERE m.source_id = %(source)s AND m.steve_id = i.steve_id AND m.resolved_at IS NULL
+"""
+
+_LATEST_BELOW = """
+SELECT max(started_at) FROM charging_session
+WHERE source_id = %(source)s AND steve_id < %(low)s AND started_at <= first_seen_at + interval '5 minutes'
+"""
+_STARTS_BETWEEN = """
+SELECT steve_id, started_at FROM charging_session
+WHERE source_id = %(source)s AND steve_id BETWEEN %(low)s AND %(high)s
+  AND started_at <= first_seen_at + interval '5 minutes'
+ORDER BY steve_id
+"""
+
+_ADVANCE_SOURCE = """
+UPDATE source SET
+    highest_id = greatest(highest_id, incoming.highest_id),
+    latest_start_at = greatest(latest_start_at, incoming.latest_start_at)
+FROM (
+    SELECT max(steve_id) AS highest_id,
+        max(started_at) FILTER (WHERE started_at <= %(ahead)s) AS latest_start_at
+    FROM incoming
+) incoming
+WHERE name = %(source)s
+"""
