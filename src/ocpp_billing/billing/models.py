@@ -186,3 +186,16 @@ class LagoSubscription(models.Model):
 
     def __str__(self) -> str:
         return f"{self.external_id} ({self.status})"
+
+
+class LagoCustomerRead(models.Model):
+    """When the subscriptions of a customer were last read from Lago; also of customers that have none."""
+
+    external_id = models.TextField(primary_key=True)
+    read_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "lago_customer_read"
+
+    def __str__(self) -> str:
+        return self.external_id

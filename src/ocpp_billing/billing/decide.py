@@ -1,0 +1,468 @@
+"""Step 3, decide: every new or changed stopped session becomes bill, hold or exclude.
+
+The decision itself is pure (:mod:`rules`, :mod:`mappings.resolve`, :mod:`lago.contract`,
+:func:`events.settle`). This module reads what it needs in bulk, and writes the decision and the usage
+event (the outbox row, with its payload frozen) in one transaction. A session that changed between the
+reading and the writing keeps asking and is decided in the next round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from django.db import connection
+
+from ocpp_billing.billing.balance import STATE_RANK_SQL
+from ocpp_billing.billing.events import (
+    EventFacts,
+    KnownEvent,
+    Settlement,
+    build_event,
+    build_transaction_id,
+    settle,
+)
+from ocpp_billing.billing.rules import Reason, SessionFacts, judge_session
+from ocpp_billing.clock import now as clock_now
+from ocpp_billing.lago.contract import Chosen, NotBilled, choose_subscription
+from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, Unmapped, resolve_mapping
+from ocpp_billing.mappings.store import load_family
+from ocpp_billing.sync.database import Fence, fenced_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from ocpp_billing.billing.rules import Limits
+    from ocpp_billing.lago.contract import SubscriptionRow
+    from ocpp_billing.lago.directory import LagoDirectory
+    from ocpp_billing.lago.wire import UsageEvent
+    from ocpp_billing.mappings.store import Family
+
+CHUNK_SESSIONS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionPolicy:
+    """What decisions depend on besides the session: settings and the go-live instant."""
+
+    source: str
+    metric_code: str
+    limits: Limits
+    late_policy: str
+    max_auto_correction_wh: int
+    send_id_tag: bool
+    go_live_at: datetime | None
+
+
+@dataclass(slots=True)
+class DecideCounts:
+    """How many sessions were decided, by outcome; ``queued`` counts new usage events."""
+
+    decided: int = 0
+    queued: int = 0
+    held: int = 0
+    excluded: int = 0
+
+
+@dataclass(slots=True)
+class _Session:
+    """A session to decide, with what the ledger knows around it."""
+
+    session_id: int
+    revision: int
+    asked: int
+    steve_id: int
+    fingerprint: bytes
+    id_tag_id: int
+    id_tag: str
+    charge_box_id: str
+    connector_id: int
+    facts: SessionFacts
+    next_n: int
+    events: list[KnownEvent]
+    sent_to: tuple[str, str] | None
+
+
+@dataclass(slots=True)
+class _Judged:
+    """A decision about a session, ready to be written."""
+
+    session: _Session
+    outcome: str
+    reason: Reason | None = None
+    says: str = ""
+    mapping: MappingInterval | None = None
+    chosen: Chosen | None = None
+    event_at: datetime | None = None
+    settlement: Settlement = field(default_factory=Settlement)
+    event: UsageEvent | None = None
+
+
+def decide_sessions(policy: DecisionPolicy, directory: LagoDirectory, fence: Fence | None) -> DecideCounts:
+    """Decide every session of the source that asks for it.
+
+    Raises:
+        LagoError: when Lago has to be asked and cannot be; what was decided before stays decided.
+        FenceError: when another worker has taken over.
+    """
+    counts = DecideCounts()
+    after = -1
+    while sessions := _read_sessions(policy.source, after):
+        after = sessions[-1].steve_id
+        judged = _judge_all(sessions, policy, directory)
+        _write(judged, policy, counts, fence)
+    return counts
+
+
+# -- judging: pure but for what the directory asks Lago --------------------------------------------
+
+
+def _judge_all(
+    sessions: Sequence[_Session], policy: DecisionPolicy, directory: LagoDirectory
+) -> list[_Judged]:
+    """Judge a chunk: rules first, then who pays, then what Lago would do with the event."""
+    family = load_family({session.id_tag_id for session in sessions})
+    judged = [_judge_rules(session, policy, family) for session in sessions]
+    customers = {_payer(item)[0] for item in judged if item.outcome == "bill"}
+    rows = directory.rows_of(customers, clock_now()) if customers else {}
+    charges = directory.charges(row for of_customer in rows.values() for row in of_customer)
+    for item in judged:
+        if item.outcome == "bill":
+            _judge_subscription(item, policy, rows, charges)
+        _settle(item, policy, directory)
+    return judged
+
+
+def _judge_rules(session: _Session, policy: DecisionPolicy, family: Family) -> _Judged:
+    """The rules, then the mapping valid at the start of the session."""
+    verdict = judge_session(session.facts, policy.limits, policy.go_live_at)
+    if verdict is not None:
+        return _Judged(session, verdict.outcome, verdict.reason, verdict.says)
+    if session.sent_to is not None:
+        return _Judged(session, "bill")
+    started_at = session.facts.started_at
+    assert started_at is not None  # noqa: S101 - the rules hold a session without a start
+    match resolve_mapping(session.id_tag_id, started_at, family.mappings, family.parents):
+        case Mapped(mapping=mapping):
+            return _Judged(session, "bill", mapping=mapping)
+        case Inactive(mapping=mapping):
+            says = f"the mapping to {mapping.customer} was switched off at {started_at:%F %T} UTC"
+            return _Judged(session, "hold", Reason.MAPPING_INACTIVE, says, mapping)
+        case Unmapped():
+            says = f"no mapping of the tag or a parent was valid at {started_at:%F %T} UTC"
+            return _Judged(session, "hold", Reason.UNMAPPED_TAG, says)
+
+
+def _payer(item: _Judged) -> tuple[str, str | None]:
+    """Customer and subscription that pay. What Lago may know already stays where it was sent."""
+    if item.session.sent_to is not None:
+        return item.session.sent_to
+    assert item.mapping is not None  # noqa: S101 - billed without having been sent = by a mapping
+    return item.mapping.customer, item.mapping.subscription
+
+
+def _judge_subscription(
+    item: _Judged,
+    policy: DecisionPolicy,
+    rows: Mapping[str, Sequence[SubscriptionRow]],
+    charges: Mapping[str, Any],
+) -> None:
+    """Find the subscription row that bills the event, at the stop or, by policy or as a correction, now."""
+    customer, subscription = _payer(item)
+    stopped_at = item.session.facts.stopped_at
+    may_be_dated_now = policy.late_policy == "current_period" or item.session.sent_to is not None
+    for event_at in (stopped_at, clock_now()) if may_be_dated_now else (stopped_at,):
+        found = choose_subscription(
+            rows[customer],
+            charges,
+            event_at,
+            customer=customer,
+            subscription=subscription,
+            metric_code=policy.metric_code,
+        )
+        match found:
+            case Chosen():
+                item.chosen, item.event_at = found, event_at
+                item.outcome, item.reason, item.says = "bill", None, ""
+                return
+            case NotBilled(reason=reason, says=says):
+                item.outcome, item.reason, item.says = "hold", reason, says
+                if reason is not Reason.LATE_PERIOD:
+                    return
+
+
+def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> None:
+    """Work out the parts, and build the usage event if there is one to send."""
+    session = item.session
+    item.settlement = settle(
+        energy_wh=session.facts.energy_wh,
+        outcome=item.outcome,
+        reason=item.reason,
+        subscription=item.chosen.row.external_id if item.chosen else None,
+        events=session.events,
+        max_auto_correction_wh=policy.max_auto_correction_wh,
+    )
+    if item.settlement.rest_state == "held" and item.reason != item.settlement.rest_reason:
+        item.outcome, item.reason = "hold", item.settlement.rest_reason
+        item.says = f"{item.settlement.rest_wh} Wh differ from what was sent to Lago" + (
+            f"; {item.says}" if item.says else ""
+        )
+    if item.settlement.bill_wh is None:
+        return
+    facts = session.facts
+    assert item.chosen and item.event_at and facts.started_at and directory.field_name  # noqa: S101, PT018
+    item.event = build_event(
+        EventFacts(
+            transaction_id=build_transaction_id(
+                policy.source, session.steve_id, session.fingerprint, session.next_n
+            ),
+            external_subscription_id=item.chosen.row.external_id,
+            metric_code=policy.metric_code,
+            field_name=directory.field_name,
+            energy_wh=item.settlement.bill_wh,
+            timestamp=item.event_at,
+            charge_box_id=session.charge_box_id,
+            connector_id=session.connector_id,
+            started_at=facts.started_at,
+            stopped_at=facts.stopped_at,
+            steve_transaction_id=session.steve_id,
+            id_tag=session.id_tag,
+            send_id_tag=policy.send_id_tag,
+        )
+    )
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def _read_sessions(source: str, after: int) -> list[_Session]:
+    """The next chunk of sessions that ask for a decision, by StEvE's id."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SELECT_SESSIONS, {"source": source, "after": after, "limit": CHUNK_SESSIONS})
+        return [_session(row) for row in cursor.fetchall()]
+
+
+def _session(row: tuple[Any, ...]) -> _Session:
+    (
+        session_id, revision, asked, steve_id, fingerprint, id_tag_id, id_tag, charge_box_id, connector_id,
+        started_at, start_wh, stopped_at, stop_wh, stop_actor, first_seen_at, stop_seen_at,
+        latest_lower_start_at, identity_conflict, evidence, overlaps, next_n, events, sent_to,
+    ) = row  # fmt: skip
+    return _Session(
+        session_id=session_id,
+        revision=revision,
+        asked=asked,
+        steve_id=steve_id,
+        fingerprint=bytes(fingerprint),
+        id_tag_id=id_tag_id,
+        id_tag=id_tag,
+        charge_box_id=charge_box_id,
+        connector_id=connector_id,
+        facts=SessionFacts(
+            started_at=started_at,
+            start_wh=start_wh,
+            stopped_at=stopped_at,
+            stop_wh=stop_wh,
+            manual_stop=stop_actor == "manual",
+            first_seen_at=first_seen_at,
+            stop_seen_at=stop_seen_at,
+            latest_lower_start_at=latest_lower_start_at,
+            overlaps=overlaps,
+            identity_conflict=identity_conflict,
+            evidence_stop_wh=None if evidence is None else msgspec.json.decode(evidence).get("stop_wh"),
+        ),
+        next_n=next_n,
+        events=[KnownEvent(*event) for event in msgspec.json.decode(events or "[]")],
+        sent_to=None if sent_to is None else tuple(msgspec.json.decode(sent_to)),
+    )
+
+
+# Overlap is looked for only among sane sessions that started less than the longest session before, so
+# that the index on the connector answers it however long the history is.
+_SELECT_SESSIONS = """
+SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
+    s.connector_id, s.started_at, s.start_wh, s.stopped_at, s.stop_wh, s.stop_actor, s.first_seen_at,
+    s.stop_seen_at, s.latest_lower_start_at, t.identity_conflict, s.evidence::text, o.steve_id,
+    coalesce(e.last_n, 0) + 1, e.events::text, e.sent_to::text
+FROM charging_session s
+JOIN id_tag t ON t.id = s.id_tag_id
+LEFT JOIN LATERAL (
+    SELECT o.steve_id FROM charging_session o
+    WHERE o.source_id = s.source_id AND o.charge_box_id = s.charge_box_id AND o.connector_id = s.connector_id
+      AND o.started_at > s.started_at - interval '31 days' AND o.started_at < s.stopped_at
+      AND o.stopped_at > s.started_at AND o.stopped_at > o.started_at
+      AND o.start_wh < s.stop_wh AND o.stop_wh > s.start_wh AND o.stop_wh > o.start_wh
+      AND o.started_at <= o.first_seen_at + interval '5 minutes'
+      AND o.stopped_at <= o.stop_seen_at + interval '5 minutes'
+      AND o.id <> s.id AND o.superseded_at IS NULL
+    ORDER BY o.steve_id LIMIT 1
+) o ON s.stop_wh > s.start_wh AND s.stopped_at > s.started_at
+LEFT JOIN LATERAL (
+    SELECT max(n) AS last_n,
+        json_agg(json_build_array(id, energy_wh, attempts > 0, external_subscription_id) ORDER BY n)
+            FILTER (WHERE state <> 'void') AS events,
+        (json_agg(json_build_array(external_customer_id, external_subscription_id) ORDER BY n DESC)
+            FILTER (WHERE state <> 'void' AND attempts > 0)) -> 0 AS sent_to
+    FROM usage_event WHERE session_id = s.id
+) e ON true
+WHERE s.source_id = %(source)s AND s.needs_decision AND s.stopped_at IS NOT NULL
+  AND s.superseded_at IS NULL AND s.steve_id > %(after)s
+ORDER BY s.steve_id LIMIT %(limit)s
+"""
+
+
+# -- writing ----------------------------------------------------------------------------------------
+
+
+def _write(
+    judged: Sequence[_Judged], policy: DecisionPolicy, counts: DecideCounts, fence: Fence | None
+) -> None:
+    """Write a chunk of decisions and their usage events, all or none."""
+    with fenced_transaction("decide", fence) as cursor:
+        cursor.execute(_CREATE_JUDGED)
+        with cursor.copy("COPY judged FROM STDIN (FORMAT BINARY)") as copy:
+            copy.set_types(_JUDGED_TYPES)
+            for item in judged:
+                copy.write_row(_record(item))
+        bound = {"source": policy.source, "metric_code": policy.metric_code, "now": clock_now()}
+        cursor.execute(_DROP_OUTDATED)
+        cursor.execute(_VOID_EVENTS)
+        cursor.execute(_INSERT_DECISIONS, bound)
+        cursor.execute(_INSERT_EVENTS, bound)
+        counts.queued += cursor.rowcount
+        cursor.execute(_UPDATE_SESSIONS)
+        for outcome, number in cursor.fetchall():
+            counts.decided += number
+            counts.held += number if outcome == "hold" else 0
+            counts.excluded += number if outcome == "exclude" else 0
+
+
+def _record(item: _Judged) -> tuple[Any, ...]:
+    session, settlement, chosen = item.session, item.settlement, item.chosen
+    event = item.event
+    return (
+        session.session_id,
+        session.revision,
+        session.asked,
+        item.outcome,
+        None if item.reason is None else str(item.reason),
+        item.says,
+        session.facts.energy_wh,
+        item.mapping.mapping_id if item.mapping else None,
+        chosen.row.external_customer_id if chosen else (item.mapping.customer if item.mapping else None),
+        chosen.row.external_id if chosen else None,
+        list(settlement.void),
+        settlement.rest_state,
+        None if settlement.rest_reason is None else str(settlement.rest_reason),
+        settlement.rest_wh,
+        session.next_n if event else None,
+        event.transaction_id if event else None,
+        "correction" if settlement.correction else "original",
+        chosen.row.lago_id if chosen else None,
+        chosen.row.period_from if chosen else None,
+        chosen.row.period_to if chosen else None,
+        event.value_field if event else None,
+        settlement.bill_wh,
+        item.event_at,
+        msgspec.json.encode(_payload(event)).decode() if event else None,
+    )
+
+
+def _payload(event: UsageEvent) -> dict[str, Any]:
+    return {
+        "transaction_id": event.transaction_id,
+        "code": event.code,
+        "external_subscription_id": event.external_subscription_id,
+        "timestamp": event.timestamp,
+        "properties": dict(event.properties),
+    }
+
+
+_CREATE_JUDGED = """
+CREATE TEMPORARY TABLE IF NOT EXISTS judged (
+    session_id bigint, revision int, asked int, outcome text, reason text, says text, energy_wh bigint,
+    mapping_id bigint, external_customer_id text, external_subscription_id text,
+    void bigint[], rest_state text, rest_reason text, rest_wh bigint,
+    n int, transaction_id text, kind text, lago_subscription_id text,
+    period_from timestamptz, period_to timestamptz, field_name text, bill_wh bigint,
+    event_at timestamptz, payload text
+) ON COMMIT DELETE ROWS
+"""
+_JUDGED_TYPES = [
+    *("int8", "int4", "int4", "text", "text", "text", "int8"),
+    *("int8", "text", "text", "_int8", "text", "text", "int8"),
+    *("int4", "text", "text", "text", "timestamptz", "timestamptz", "text", "int8", "timestamptz", "text"),
+]
+
+# A session that changed, or whose mapping changed, since it was read is left for the next round. The
+# row locks keep it as it is until this transaction ends. An event that delivery has claimed since then
+# is no longer "never attempted": that session waits, too.
+_DROP_OUTDATED = """
+WITH current AS (
+    SELECT s.id FROM charging_session s JOIN judged j ON j.session_id = s.id
+    WHERE s.revision = j.revision AND s.asked = j.asked AND s.needs_decision
+      AND NOT EXISTS (
+          SELECT 1 FROM usage_event e WHERE e.id = ANY(j.void) AND (e.attempts > 0 OR e.state <> 'queued')
+      )
+    ORDER BY s.id FOR UPDATE OF s
+)
+DELETE FROM judged WHERE session_id NOT IN (SELECT id FROM current)
+"""
+
+_VOID_EVENTS = """
+UPDATE usage_event SET state = 'void'
+FROM (SELECT unnest(void) AS id FROM judged) voided WHERE usage_event.id = voided.id AND attempts = 0
+"""
+
+# The same decision again writes nothing: a held session that is looked at every night has one row.
+_INSERT_DECISIONS = """
+INSERT INTO decision (
+    session_id, revision, outcome, reason, says, energy_wh, mapping_id,
+    external_customer_id, external_subscription_id, decided_at
+)
+SELECT j.session_id, j.revision, j.outcome, j.reason, j.says, j.energy_wh, j.mapping_id,
+    j.external_customer_id, j.external_subscription_id, %(now)s
+FROM judged j
+LEFT JOIN LATERAL (
+    SELECT * FROM decision d WHERE d.session_id = j.session_id ORDER BY d.id DESC LIMIT 1
+) d ON true
+WHERE d.id IS NULL OR j.bill_wh IS NOT NULL
+   OR (d.revision, d.outcome, d.says) <> (j.revision, j.outcome, j.says)
+   OR d.reason IS DISTINCT FROM j.reason OR d.mapping_id IS DISTINCT FROM j.mapping_id
+"""
+
+_INSERT_EVENTS = """
+INSERT INTO usage_event (
+    source_id, session_id, decision_id, n, transaction_id, kind, external_customer_id,
+    external_subscription_id, lago_subscription_id, period_from, period_to, metric_code, field_name,
+    energy_wh, timestamp, payload, state, next_attempt_at, created_at
+)
+SELECT %(source)s, j.session_id, (
+        SELECT max(id) FROM decision d WHERE d.session_id = j.session_id
+    ), j.n, j.transaction_id, j.kind, j.external_customer_id,
+    j.external_subscription_id, j.lago_subscription_id, j.period_from, j.period_to,
+    %(metric_code)s, j.field_name, j.bill_wh, j.event_at, j.payload, 'queued', %(now)s, %(now)s
+FROM judged j WHERE j.bill_wh IS NOT NULL
+ORDER BY j.session_id
+"""
+
+# The least advanced part names the session: a held rest comes before every event, an excluded one is
+# never beside an event.
+_UPDATE_SESSIONS = f"""
+WITH updated AS (
+    UPDATE charging_session s SET
+        needs_decision = false,
+        rest_state = j.rest_state, rest_reason = j.rest_reason, rest_wh = j.rest_wh,
+        state = coalesce(j.rest_state, part.state),
+        reason = CASE WHEN j.rest_state IS NULL THEN part.reason ELSE j.rest_reason END
+    FROM judged j LEFT JOIN LATERAL (
+        SELECT e.state, e.reason FROM usage_event e WHERE e.session_id = j.session_id AND e.state <> 'void'
+        ORDER BY {STATE_RANK_SQL.format(column="e.state")} LIMIT 1
+    ) part ON true
+    WHERE s.id = j.session_id
+    RETURNING j.outcome
+)
+SELECT outcome, count(*) FROM updated GROUP BY outcome
+"""

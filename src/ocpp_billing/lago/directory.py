@@ -1,0 +1,168 @@
+"""What Lago would bill, as last read: subscriptions of customers, plans' charges, the metric.
+
+Read from Lago when it is needed and too old, and kept in the ledger, where delivery checks it once more
+when it claims events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from django.db import connection, transaction
+
+from ocpp_billing.effects import effect
+from ocpp_billing.lago.contract import PlanCharge, SubscriptionRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from ocpp_billing.lago.client import LagoClient
+    from ocpp_billing.lago.wire import BillableMetric, Subscription
+
+# How old an answer may be before a subscription is asked for again.
+FRESH_FOR = timedelta(minutes=5)
+# Above so many customers one paged read of everything is cheaper than a call each.
+READ_ALL_ABOVE = 50
+SUMMING = "sum_agg"
+
+
+@dataclass(slots=True)
+class LagoDirectory:
+    """Lago's subscriptions, plans and metric during one run.
+
+    Attributes:
+        client: to ask with.
+        metric_code: the billable metric of our events.
+    """
+
+    client: LagoClient
+    metric_code: str
+    _charges: dict[str, PlanCharge | None] = field(default_factory=dict)
+    _metric: BillableMetric | None = None
+    _metric_read: bool = False
+
+    def metric(self) -> BillableMetric | None:
+        """The billable metric, or None where Lago has none of that code."""
+        if not self._metric_read:
+            self._metric = self.client.metric(self.metric_code)
+            self._metric_read = True
+        return self._metric
+
+    @property
+    def field_name(self) -> str | None:
+        """The property that the metric sums; None where nothing we send would be summed."""
+        metric = self.metric()
+        if metric is None or metric.aggregation_type != SUMMING:
+            return None
+        return metric.field_name
+
+    def charges(self, rows: Iterable[SubscriptionRow]) -> dict[str, PlanCharge]:
+        """How the plans of these rows charge the metric; plans that do not are absent."""
+        if self.field_name is None:
+            return {}
+        found: dict[str, PlanCharge] = {}
+        for code in {row.plan_code for row in rows}:
+            if code not in self._charges:
+                self._charges[code] = self._read_charge(code)
+            charge = self._charges[code]
+            if charge is not None:
+                found[code] = charge
+        return found
+
+    def _read_charge(self, plan_code: str) -> PlanCharge | None:
+        plan = self.client.plan(plan_code)
+        charges = () if plan is None else plan.charges_on(self.metric_code)
+        if not charges:
+            return None
+        return PlanCharge(pay_in_advance=any(charge.pay_in_advance for charge in charges))
+
+    def rows_of(self, customers: Iterable[str], now: datetime) -> dict[str, list[SubscriptionRow]]:
+        """Every subscription row of these customers, in every status, not older than :data:`FRESH_FOR`."""
+        wanted = set(customers)
+        rows, fresh = _load(wanted, now - FRESH_FOR)
+        stale = wanted - fresh
+        if stale:
+            self.refresh(stale, now)
+            rows, _ = _load(wanted, now - FRESH_FOR)
+        return rows
+
+    def refresh(self, customers: set[str], now: datetime) -> None:
+        """Ask Lago for the subscriptions of these customers now, and keep the answer."""
+        if len(customers) > READ_ALL_ABOVE:
+            answer = [row for row in self.client.subscriptions() if row.external_customer_id in customers]
+            _store(customers, answer, now)
+            return
+        for customer in sorted(customers):
+            _store({customer}, list(self.client.subscriptions(external_customer_id=customer)), now)
+
+
+def _store(customers: set[str], rows: Sequence[Subscription], now: datetime) -> None:
+    """Replace what is known of these customers by what Lago just said."""
+    with effect("db commit subscriptions"), transaction.atomic(), connection.cursor() as cursor:
+        cursor.executemany(
+            _UPSERT_ROW,
+            [
+                (
+                    row.lago_id,
+                    row.external_id,
+                    row.external_customer_id,
+                    row.plan_code,
+                    row.status,
+                    row.name,
+                    row.started_at,
+                    row.terminated_at,
+                    row.current_billing_period_started_at,
+                    row.current_billing_period_ending_at,
+                    now,
+                )
+                for row in rows
+            ],
+        )
+        cursor.execute(
+            "DELETE FROM lago_subscription WHERE external_customer_id = ANY(%s) AND read_at < %s",
+            [list(customers), now],
+        )
+        cursor.executemany(_UPSERT_CUSTOMER, [(customer, now) for customer in sorted(customers)])
+
+
+def _load(customers: set[str], since: datetime) -> tuple[dict[str, list[SubscriptionRow]], set[str]]:
+    """What is known of these customers, and whose of it was read after ``since``."""
+    rows: dict[str, list[SubscriptionRow]] = {customer: [] for customer in customers}
+    with connection.cursor() as cursor:
+        cursor.execute(_SELECT_ROWS, [list(customers)])
+        for values in cursor.fetchall():
+            row = SubscriptionRow(*values)
+            rows[row.external_customer_id].append(row)
+        cursor.execute(
+            "SELECT external_id FROM lago_customer_read WHERE external_id = ANY(%s) AND read_at >= %s",
+            [list(customers), since],
+        )
+        fresh = {customer for (customer,) in cursor.fetchall()}
+    return rows, fresh
+
+
+_UPSERT_ROW = """
+INSERT INTO lago_subscription (
+    lago_id, external_id, external_customer_id, plan_code, status, name,
+    started_at, terminated_at, period_from, period_to, read_at
+) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (lago_id) DO UPDATE SET
+    external_id = EXCLUDED.external_id, external_customer_id = EXCLUDED.external_customer_id,
+    plan_code = EXCLUDED.plan_code, status = EXCLUDED.status, name = EXCLUDED.name,
+    started_at = EXCLUDED.started_at, terminated_at = EXCLUDED.terminated_at,
+    period_from = EXCLUDED.period_from, period_to = EXCLUDED.period_to, read_at = EXCLUDED.read_at
+"""
+
+_UPSERT_CUSTOMER = """
+INSERT INTO lago_customer_read (external_id, read_at) VALUES (%s, %s)
+ON CONFLICT (external_id) DO UPDATE SET read_at = EXCLUDED.read_at
+"""
+
+_SELECT_ROWS = """
+SELECT lago_id, external_id, external_customer_id, plan_code, status,
+    started_at, terminated_at, period_from, period_to
+FROM lago_subscription WHERE external_customer_id = ANY(%s) ORDER BY started_at, lago_id
+"""
