@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import msgspec
@@ -93,12 +93,14 @@ class LagoSettings:
         """
         text = self.url.strip()
         try:
-            url = httpx2.URL(text)
+            httpx2.URL(text)
+            parts = urlsplit(text)
+            _ = parts.port  # raises when it is no port
         except (httpx2.InvalidURL, ValueError):
             raise errors.Misconfigured(f"LAGO_API_URL is no address. {_URL_EXAMPLE}") from None
-        if url.userinfo:  # not quoted: a password may be in it
+        if "@" in parts.netloc:  # not quoted: a password may be in it
             raise errors.Misconfigured(f"LAGO_API_URL must not hold a user or password. {_URL_EXAMPLE}")
-        if url.scheme not in {"http", "https"} or not url.host or url.query or url.fragment:
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise errors.Misconfigured(f"LAGO_API_URL is {text!r}. {_URL_EXAMPLE}")
         return text.rstrip("?#").rstrip("/").removesuffix(_API_PATH).rstrip("/")
 
