@@ -230,7 +230,8 @@ class SteveClient:
             else:
                 self._api_url = base
                 return base
-        telling = [error for error in refusals if not isinstance(error, WrongAddress)]
+        # "Not here" says least; a redirect says where to look.
+        telling = [error for error in refusals if error.status not in {403, 404, 405}]
         if telling:
             raise telling[0]
         raise WrongAddress(
