@@ -119,7 +119,7 @@ def override(release: str, *, has_username: bool = True) -> Capabilities:
 
 
 def probe(client: SteveClient, known_id: int | None) -> Capabilities:
-    """Find out what this StEvE does, in three to five calls.
+    """Find out what this StEvE does, in two to four calls (and those of locating it, if that is to be done).
 
     Args:
         client: asks.
