@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _now: Callable[[], datetime] | None = None
+_sleep: Callable[[float], None] = time.sleep
 
 
 def now() -> datetime:
@@ -16,7 +18,14 @@ def now() -> datetime:
     return datetime.now(UTC) if _now is None else _now()
 
 
-def install_clock(clock: Callable[[], datetime] | None) -> None:
-    """Let tests say what time it is; ``None`` = the machine's clock again. Never used in production."""
-    global _now  # noqa: PLW0603 - one clock per process is the point of this module
-    _now = clock
+def sleep(seconds: float) -> None:
+    """Wait, by the same clock."""
+    _sleep(seconds)
+
+
+def install_clock(
+    clock: Callable[[], datetime] | None, sleeper: Callable[[float], None] | None = None
+) -> None:
+    """Let tests say what time it is and how one waits; ``None`` = the machine's clock again."""
+    global _now, _sleep  # noqa: PLW0603 - one clock per process is the point of this module
+    _now, _sleep = clock, sleeper or time.sleep

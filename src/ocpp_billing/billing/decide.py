@@ -200,7 +200,7 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
         energy_wh=session.facts.energy_wh,
         outcome=item.outcome,
         reason=item.reason,
-        subscription=item.chosen.row.external_id if item.chosen else None,
+        lago_subscription_id=item.chosen.row.lago_id if item.chosen else None,
         events=session.events,
         max_auto_correction_wh=policy.max_auto_correction_wh,
     )
@@ -301,7 +301,7 @@ LEFT JOIN LATERAL (
 ) o ON s.stop_wh > s.start_wh AND s.stopped_at > s.started_at
 LEFT JOIN LATERAL (
     SELECT max(n) AS last_n,
-        json_agg(json_build_array(id, energy_wh, attempts > 0, external_subscription_id) ORDER BY n)
+        json_agg(json_build_array(id, energy_wh, attempts > 0, lago_subscription_id) ORDER BY n)
             FILTER (WHERE state <> 'void') AS events,
         (json_agg(json_build_array(external_customer_id, external_subscription_id) ORDER BY n DESC)
             FILTER (WHERE state <> 'void' AND attempts > 0)) -> 0 AS sent_to

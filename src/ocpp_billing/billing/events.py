@@ -92,7 +92,7 @@ class KnownEvent:
     event_id: int
     energy_wh: int
     attempted: bool
-    external_subscription_id: str
+    lago_subscription_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def settle(
     energy_wh: int,
     outcome: str,
     reason: Reason | None,
-    subscription: str | None,
+    lago_subscription_id: str | None,
     events: Sequence[KnownEvent],
     max_auto_correction_wh: int,
 ) -> Settlement:
@@ -133,7 +133,7 @@ def settle(
         energy_wh: what the registers say; a negative energy counts as 0.
         outcome: ``bill``, ``hold`` or ``exclude``.
         reason: of a hold or exclusion.
-        subscription: whom to bill.
+        lago_subscription_id: the subscription row to bill.
         events: the session's non-void events.
         max_auto_correction_wh: a larger correction waits for approval.
     """
@@ -153,7 +153,7 @@ def settle(
             )
         return _keep_what_was_sent(void, open_wh)
     if open_wh == sum(event.energy_wh for event in waiting) and all(
-        event.external_subscription_id == subscription for event in waiting
+        event.lago_subscription_id == lago_subscription_id for event in waiting
     ):
         return Settlement()
     void = tuple(event.event_id for event in waiting)

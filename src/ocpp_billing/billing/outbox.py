@@ -30,12 +30,18 @@ LONGEST_BACKOFF = timedelta(minutes=30)
 
 @dataclass(frozen=True, slots=True)
 class ClaimedEvent:
-    """An event that this worker may send now. ``attempts`` includes the present one."""
+    """An event that this worker may send now.
+
+    Attributes:
+        attempts: how often it was claimed to be sent, this time included.
+        may_be_known: Lago may hold it already: read it back before it is sent again.
+        first_attempt_at: when it was claimed for the first time.
+    """
 
     event_id: int
-    session_id: int
     attempts: int
     event: UsageEvent
+    may_be_known: bool
     first_attempt_at: datetime
 
 
@@ -94,11 +100,9 @@ def claim_events(
 
 
 def _claimed(row: tuple[Any, ...]) -> ClaimedEvent:
-    event_id, session_id, attempts, payload, field_name, first_attempt_at = row
-    fields = msgspec.json.decode(payload)
-    return ClaimedEvent(
-        event_id, session_id, attempts, UsageEvent(**fields, value_field=field_name), first_attempt_at
-    )
+    event_id, attempts, payload, field_name, first_attempt_at, unsettled = row
+    event = UsageEvent(**msgspec.json.decode(payload), value_field=field_name)
+    return ClaimedEvent(event_id, attempts, event, attempts > 1 and unsettled, first_attempt_at)
 
 
 def customers_to_ask(source: str, now: datetime) -> set[str]:
@@ -206,7 +210,11 @@ _DUE = """
 e.source_id = %(source)s AND e.state = 'queued' AND e.next_attempt_at <= %(now)s
 AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
 """
-_RETURNING = "e.id, e.session_id, e.attempts, e.payload, e.field_name, e.first_attempt_at"
+# An event that a refused batch did not name may just be sent again: Lago says so if it has it.
+_RETURNING = """
+e.id, e.attempts, e.payload, e.field_name, e.first_attempt_at,
+e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named'
+"""
 
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,

@@ -4,20 +4,19 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('billing', '0001_initial'),
+        ("billing", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='LagoCustomerRead',
+            name="LagoCustomerRead",
             fields=[
-                ('external_id', models.TextField(primary_key=True, serialize=False)),
-                ('read_at', models.DateTimeField()),
+                ("external_id", models.TextField(primary_key=True, serialize=False)),
+                ("read_at", models.DateTimeField()),
             ],
             options={
-                'db_table': 'lago_customer_read',
+                "db_table": "lago_customer_read",
             },
         ),
     ]

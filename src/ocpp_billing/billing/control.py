@@ -1,0 +1,209 @@
+"""Whether anything may be sent: shadow mode, going live, pausing, and the Lago that was pinned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from django.db import connection, transaction
+
+from ocpp_billing import clock
+from ocpp_billing.accounts import audit
+from ocpp_billing.billing.models import DeliveryControl
+from ocpp_billing.charging.models import Source
+from ocpp_billing.effects import effect
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ocpp_billing.accounts.models import User
+    from ocpp_billing.config import Config
+    from ocpp_billing.lago.wire import Organization
+
+Mode = Literal["live", "shadow", "paused"]
+# Who pauses when no person does.
+BY_ITSELF = "delivery"
+
+
+class ControlError(Exception):
+    """Going live, pausing or resuming is not possible as asked; says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryStatus:
+    """Whether usage events are sent.
+
+    Attributes:
+        mode: ``live``, ``shadow`` (nothing is sent yet) or ``paused``.
+        live_from: sessions that stopped before are excluded; None in shadow mode.
+        from_environment: ``BILLING_START`` decides, not a person.
+        paused_at: since when it is paused.
+        paused_by: by whom; :data:`BY_ITSELF` when it stopped by itself.
+        pause_reason: why, and what to do.
+    """
+
+    mode: Mode
+    live_from: datetime | None
+    from_environment: bool
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+    pause_reason: str | None = None
+
+
+def read_status(config: Config) -> DeliveryStatus:
+    """Whether usage events of the configured source are sent."""
+    control = DeliveryControl.objects.filter(source=config.steve_source).first()
+    start = config.billing_start_at
+    live_from = start or (control.live_from if control else None)
+    if live_from is None:
+        return DeliveryStatus("shadow", None, from_environment=False)
+    if control is not None and control.paused_at is not None:
+        return DeliveryStatus(
+            "paused", live_from, start is not None, control.paused_at, control.paused_by, control.pause_reason
+        )
+    return DeliveryStatus("live", live_from, start is not None)
+
+
+def apply_billing_start(config: Config) -> None:
+    """Make the ledger follow ``BILLING_START``: when it is new or another one, sessions are decided anew."""
+    start = config.billing_start_at
+    if start is None:
+        return
+    with effect("db commit billing start"), transaction.atomic():
+        control = _locked(config.steve_source)
+        if control.live_from != start:
+            _set_live_from(control, start, "BILLING_START")
+
+
+def go_live(config: Config, live_from: datetime, *, by: str, user: User | None = None) -> None:
+    """Begin to bill sessions that stopped at or after ``live_from``.
+
+    Raises:
+        ControlError: when it is live already, or when ``BILLING_START`` decides.
+    """
+    start = config.billing_start_at
+    if start is not None:
+        raise ControlError(
+            f"BILLING_START is set in the environment ({start.isoformat()}), so billing is live from there. "
+            "Remove it to choose the date here."
+        )
+    with effect("db commit go live"), transaction.atomic():
+        control = _locked(config.steve_source)
+        if control.live_from is not None:
+            raise ControlError(
+                f"Billing is already live, from {control.live_from.isoformat()}. "
+                "That cannot be moved: sessions have been billed by it."
+            )
+        _set_live_from(control, live_from, by)
+        audit.record(
+            "delivery.go_live",
+            user=user,
+            actor=by,
+            target=f"source:{config.steve_source}",
+            after={"live_from": live_from.isoformat()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewLine:
+    """What going live would send for one customer and subscription."""
+
+    customer: str
+    subscription: str
+    sessions: int
+    energy_wh: int
+
+
+def preview_go_live(config: Config, live_from: datetime) -> list[PreviewLine]:
+    """What would be billed if billing went live from there, by customer, most energy first."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PREVIEW, {"source": config.steve_source, "live_from": live_from})
+        return [PreviewLine(*row) for row in cursor.fetchall()]
+
+
+def pause(config: Config, *, by: str, reason: str, user: User | None = None) -> None:
+    """Send nothing until resumed; what is queued stays queued.
+
+    Pausing by itself does not replace a person's pause, and says nothing twice.
+    """
+    with effect("db commit pause"), transaction.atomic():
+        control = _locked(config.steve_source)
+        if control.paused_at is not None:
+            return
+        control.paused_at, control.paused_by, control.pause_reason = clock.now(), by, reason
+        control.save(update_fields=["paused_at", "paused_by", "pause_reason"])
+        audit.record(
+            "delivery.pause",
+            user=user,
+            actor=by,
+            target=f"source:{config.steve_source}",
+            after={"reason": reason},
+        )
+
+
+def resume(config: Config, *, by: str, user: User | None = None) -> bool:
+    """Send again; False when it was not paused."""
+    with effect("db commit resume"), transaction.atomic():
+        control = _locked(config.steve_source)
+        if control.paused_at is None:
+            return False
+        before = {"paused_by": control.paused_by, "reason": control.pause_reason}
+        control.paused_at = control.paused_by = control.pause_reason = None
+        control.save(update_fields=["paused_at", "paused_by", "pause_reason"])
+        audit.record(
+            "delivery.resume", user=user, actor=by, target=f"source:{config.steve_source}", before=before
+        )
+        return True
+
+
+def pin_organization(config: Config, organization: Organization) -> None:
+    """Remember Lago's organisation at first use; pause when the key belongs to another one later.
+
+    Raises:
+        ControlError: when it is another organisation than the one pinned.
+    """
+    with transaction.atomic():
+        control = _locked(config.steve_source)
+        if control.lago_organization_id is None:
+            control.lago_organization_id = organization.lago_id
+            control.lago_organization_name = organization.name
+            control.save(update_fields=["lago_organization_id", "lago_organization_name"])
+            return
+    if control.lago_organization_id != organization.lago_id:
+        reason = (
+            f"LAGO_API_KEY belongs to the organisation {organization.name or organization.lago_id}, but this "
+            f"ledger bills into {control.lago_organization_name or control.lago_organization_id}. Put the "
+            "right key back and resume; to bill into another organisation, start with an empty database."
+        )
+        pause(config, by=BY_ITSELF, reason=reason)
+        raise ControlError(reason)
+
+
+def _locked(source: str) -> DeliveryControl:
+    Source.objects.get_or_create(name=source)
+    DeliveryControl.objects.get_or_create(source_id=source)
+    return DeliveryControl.objects.select_for_update().get(source_id=source)
+
+
+def _set_live_from(control: DeliveryControl, live_from: datetime, by: str) -> None:
+    control.live_from, control.live_set_at, control.live_set_by = live_from, clock.now(), by
+    control.save(update_fields=["live_from", "live_set_at", "live_set_by"])
+    bound: dict[str, Any] = {"source": control.source_id, "live_from": live_from}
+    with connection.cursor() as cursor:
+        cursor.execute(_ASK_AGAIN, bound)
+
+
+# Whatever the new instant can change: what is queued or held from before it, and what an earlier one
+# had excluded. What Lago may know stays as it is.
+_ASK_AGAIN = """
+UPDATE charging_session SET needs_decision = true, asked = asked + 1
+WHERE source_id = %(source)s AND stopped_at IS NOT NULL AND superseded_at IS NULL
+  AND ((state IN ('held', 'queued') AND stopped_at < %(live_from)s) OR reason = 'before_go_live')
+"""
+
+_PREVIEW = """
+SELECT e.external_customer_id, e.external_subscription_id, count(DISTINCT e.session_id), sum(e.energy_wh)::bigint
+FROM usage_event e JOIN charging_session s ON s.id = e.session_id
+WHERE e.source_id = %(source)s AND e.state = 'queued' AND s.stopped_at >= %(live_from)s
+GROUP BY 1, 2 ORDER BY 4 DESC, 1, 2
+"""

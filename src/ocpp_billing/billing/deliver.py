@@ -1,0 +1,316 @@
+"""Step 4, deliver: claimed usage events go to Lago, and what became of each is written down.
+
+Nothing here decides whether an event was stored by anything but Lago's word: an answer that leaves it
+open puts the event back into the queue, with the same bytes, to be read back before it is sent again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+from django.db import connections
+
+from ocpp_billing import clock
+from ocpp_billing.billing.outbox import (
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    ClaimedEvent,
+    EventResult,
+    claim_attempted_closed,
+    claim_events,
+    customers_to_ask,
+    next_due_at,
+    record_results,
+    set_aside_closed,
+)
+from ocpp_billing.billing.rules import Reason
+from ocpp_billing.lago.delivery import (
+    Accepted,
+    Outcome,
+    RateLimited,
+    Refused,
+    Rejected,
+    Unauthorised,
+    Unknown,
+)
+from ocpp_billing.lago.wire import MAX_BATCH_EVENTS, events_equal
+from ocpp_billing.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from ocpp_billing.lago.client import LagoClient
+    from ocpp_billing.lago.directory import LagoDirectory
+    from ocpp_billing.sync.database import Fence
+
+log = get_logger(__name__)
+
+# An id that Lago calls taken and does not show is looked for so long, then a person has to look.
+SETTLE_UNSEEN = timedelta(minutes=2)
+# How often a single event may meet a server error while its neighbours get through.
+MOST_SERVER_ERRORS = 5
+
+
+@dataclass(slots=True)
+class DeliverCounts:
+    """What became of usage events in this run."""
+
+    accepted: int = 0
+    rejected: int = 0
+    held: int = 0
+    unknown: int = 0
+
+
+@dataclass(slots=True)
+class Courier:
+    """Delivers the queue of one source.
+
+    Attributes:
+        client: Lago.
+        directory: Lago's subscriptions, to check the billing period at the claim.
+        redecide: decides sessions anew whose event the closing of a period took out of the queue.
+        fence: the run.
+        events_per_second: pace; 0 = as fast as Lago takes them.
+        concurrency: how many batches may be under way.
+        patience: how long this run waits for events that have to be tried again.
+        stopped: why nothing more is sent in this run; None = all is well.
+        unauthorised: Lago refused the key.
+    """
+
+    client: LagoClient
+    directory: LagoDirectory
+    source: str
+    redecide: Callable[[], object]
+    fence: Fence | None
+    events_per_second: int = 0
+    concurrency: int = 1
+    patience: timedelta = timedelta(seconds=15)
+    counts: DeliverCounts = field(default_factory=DeliverCounts)
+    stopped: str | None = None
+    unauthorised: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _next_send_at: datetime | None = None
+
+    def deliver(self) -> DeliverCounts:
+        """Send what is due, until nothing is left that can be sent now.
+
+        Raises:
+            LagoError: when Lago cannot be asked about billing periods.
+            FenceError: when another worker has taken over.
+        """
+        give_up_at = clock.now() + self.patience
+        while self.stopped is None:
+            self._check_periods()
+            if self._send_all_claimable():
+                continue
+            due_at = next_due_at(self.source)
+            if self.stopped is not None or due_at is None or due_at > give_up_at:
+                break
+            wait = due_at - clock.now()
+            if wait <= timedelta():
+                break
+            clock.sleep(wait.total_seconds())
+        return self.counts
+
+    # -- the billing period, once more ---------------------------------------------------------------
+
+    def _check_periods(self) -> None:
+        """Ask Lago where what we know is too old, and take out of the queue what it would not bill."""
+        now = clock.now()
+        customers = customers_to_ask(self.source, now)
+        if customers:
+            self.directory.refresh(customers, now)
+        if set_aside_closed(self.source, clock.now(), self.fence):
+            self.redecide()
+        lease = uuid4()
+        while claimed := claim_attempted_closed(
+            self.source, lease, MAX_BATCH_EVENTS, clock.now(), self.fence
+        ):
+            self._record([self._settle_closed(item) for item in claimed], lease)
+
+    def _settle_closed(self, item: ClaimedEvent) -> EventResult:
+        """An event of unknown outcome in a period that is closed: what Lago holds decides.
+
+        Sent again it would be accepted and never billed, so what Lago does not hold is held by us.
+        """
+        found = self._read_back(item)
+        if found is not None:
+            return found
+        answer = {"outcome": "not found", "says": "Lago does not hold it, and its billing period is closed"}
+        return EventResult(item.event_id, "held", answer, reason=Reason.LATE_PERIOD)
+
+    # -- sending -------------------------------------------------------------------------------------
+
+    def _send_all_claimable(self) -> int:
+        """Claim and send batches until none is claimable; returns how many events were claimed."""
+        if self.concurrency == 1:
+            return self._send_batches()
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="deliver") as pool:
+            senders = [pool.submit(self._send_in_thread) for _ in range(self.concurrency)]
+            return sum(sender.result() for sender in senders)
+
+    def _send_in_thread(self) -> int:
+        try:
+            return self._send_batches()
+        finally:
+            connections.close_all()
+
+    def _send_batches(self) -> int:
+        claimed = 0
+        while self.stopped is None:
+            lease = uuid4()
+            batch = claim_events(self.source, lease, MAX_BATCH_EVENTS, clock.now(), self.fence)
+            if not batch:
+                break
+            claimed += len(batch)
+            self._send_claimed(batch, lease)
+        return claimed
+
+    def _send_claimed(self, batch: Sequence[ClaimedEvent], lease: UUID) -> None:
+        """Read back what Lago may know already, send the rest."""
+        to_send: list[ClaimedEvent] = []
+        results: list[EventResult] = []
+        for item in batch:
+            found = self._read_back(item) if item.may_be_known else None
+            if found is None:
+                to_send.append(item)
+            else:
+                results.append(found)
+        if to_send:
+            results += self._send(to_send)
+        self._record(results, lease)
+
+    def _send(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
+        """Send one batch and understand the answer."""
+        self._keep_pace(len(batch))
+        outcome = self.client.post_batch([item.event for item in batch])
+        log.debug("batch sent", action="deliver.batch", events=len(batch), outcome=type(outcome).__name__)
+        match outcome:
+            case Accepted(lago_ids=lago_ids):
+                return [
+                    EventResult(
+                        item.event_id,
+                        "accepted",
+                        {"outcome": "accepted"},
+                        lago_event_id=lago_ids.get(item.event.transaction_id),
+                    )
+                    for item in batch
+                ]
+            case Rejected() if len(batch) > 1 and not outcome.errors:
+                # Too many for this Lago, or refused without naming an event: halves tell which it is.
+                return self._send_halves(batch)
+            case Rejected():
+                return [self._refused(item, outcome, index) for index, item in enumerate(batch)]
+            case Unknown(status=int(status)) if status >= 500 and self._is_suspect(batch):
+                return self._send_halves(batch) if len(batch) > 1 else [self._poison(batch[0], outcome)]
+            case _:
+                return self._put_back(batch, outcome)
+
+    def _send_halves(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
+        """Send the two halves of a batch by themselves, unless delivery stops in between."""
+        middle = len(batch) // 2
+        results = self._send(batch[:middle])
+        if self.stopped is not None:
+            return results + [self._again(item, "not sent", self.stopped) for item in batch[middle:]]
+        return results + self._send(batch[middle:])
+
+    def _is_suspect(self, batch: Sequence[ClaimedEvent]) -> bool:
+        """Whether a server error is worth taking the batch apart: it has failed often enough."""
+        return min(item.attempts for item in batch) >= MOST_SERVER_ERRORS
+
+    def _poison(self, item: ClaimedEvent, outcome: Unknown) -> EventResult:
+        """One event that Lago cannot digest must not hold back its neighbours."""
+        answer = {"outcome": "server error", "says": outcome.reason, "status": outcome.status}
+        return EventResult(item.event_id, "rejected", answer, reason="lago_server_error")
+
+    def _refused(self, item: ClaimedEvent, outcome: Rejected, index: int) -> EventResult:
+        """One event of a batch that was refused because of one or more of its events."""
+        error = outcome.errors.get(index)
+        if error is None:
+            return EventResult(item.event_id, "queued", {"outcome": "not named"})
+        if not error.already_exists:
+            return EventResult(
+                item.event_id,
+                "rejected",
+                {"outcome": "rejected", "says": error.text, "codes": list(error.codes)},
+                reason="refused_by_lago",
+            )
+        found = self._read_back(item)
+        if found is not None:
+            return found
+        answer = {
+            "outcome": "taken, not found",
+            "says": f"{error.text}, but Lago does not show such an event",
+        }
+        if clock.now() - item.first_attempt_at < SETTLE_UNSEEN:
+            return EventResult(item.event_id, "queued", answer, wait=timedelta(seconds=10))
+        return EventResult(item.event_id, "held", answer, reason=Reason.CONFLICT_IN_LAGO)
+
+    def _read_back(self, item: ClaimedEvent) -> EventResult | None:
+        """What Lago holds under this event's id: ours, another one, or nothing (None)."""
+        held = self.client.event(item.event.transaction_id)
+        if held is None:
+            return None
+        differences = events_equal(item.event, held)
+        if not differences:
+            return EventResult(
+                item.event_id, "accepted", {"outcome": "read back"}, lago_event_id=held.lago_id
+            )
+        answer = {"outcome": "conflict", "says": "; ".join(differences)}
+        return EventResult(item.event_id, "held", answer, reason=Reason.CONFLICT_IN_LAGO)
+
+    def _put_back(self, batch: Sequence[ClaimedEvent], outcome: Outcome) -> list[EventResult]:
+        """Nothing is known about these events: into the queue again, and stop where going on is vain."""
+        wait_s: float | None = None
+        match outcome:
+            case Unauthorised(text=text):
+                self.stopped, self.unauthorised = text, True
+            case Refused(text=text):
+                self.stopped = text
+            case RateLimited(retry_after_s=wait_s, text=text):
+                pass
+            case Unknown(reason=text, retry_after_s=wait_s, nothing_sent=nothing_sent):
+                if nothing_sent:
+                    self.stopped = text
+            case _:
+                text = type(outcome).__name__
+        return [self._again(item, type(outcome).__name__.lower(), text, wait_s) for item in batch]
+
+    def _again(self, item: ClaimedEvent, outcome: str, says: str, wait_s: float | None = None) -> EventResult:
+        """Try an event again, later each time, spread out, and never before Lago asked for it."""
+        backoff = min(FIRST_BACKOFF * 2 ** min(item.attempts - 1, 20), LONGEST_BACKOFF)
+        wait = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
+        if wait_s is not None:
+            wait = max(wait, timedelta(seconds=wait_s))
+        return EventResult(item.event_id, "queued", {"outcome": outcome, "says": says}, wait=wait)
+
+    # -- pace and book-keeping -------------------------------------------------------------------------
+
+    def _keep_pace(self, events: int) -> None:
+        """Wait until a batch of so many events keeps to the pace, over all threads."""
+        if not self.events_per_second:
+            return
+        with self._lock:
+            now = clock.now()
+            send_at = max(now, self._next_send_at or now)
+            self._next_send_at = send_at + timedelta(seconds=events / self.events_per_second)
+        if send_at > now:
+            clock.sleep((send_at - now).total_seconds())
+
+    def _record(self, results: Sequence[EventResult], lease: UUID) -> None:
+        record_results(results, lease, clock.now(), self.fence)
+        tally: dict[str, Any] = {}
+        for result in results:
+            tally[result.state] = tally.get(result.state, 0) + 1
+        with self._lock:
+            self.counts.accepted += tally.get("accepted", 0)
+            self.counts.rejected += tally.get("rejected", 0)
+            self.counts.held += tally.get("held", 0)
+            self.counts.unknown += tally.get("queued", 0)

@@ -1,0 +1,128 @@
+"""What the ledger knows about a StEvE's transactions: the questions that discovery asks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from django.db import connection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A range of ids that StEvE has not shown, both ends included."""
+
+    low: int
+    high: int
+
+    @property
+    def width(self) -> int:
+        """How many ids."""
+        return self.high - self.low + 1
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSessions:
+    """The ledger's sessions of one StEvE, for discovery. Every method is one query."""
+
+    source: str
+
+    def highest_id(self) -> int:
+        """The highest id ever seen; 0 when none was."""
+        return int(self._value("SELECT highest_id FROM source WHERE name = %(source)s") or 0)
+
+    def open_ids(self, *, stuck: bool) -> list[int]:
+        """Ids that StEvE last showed without a stop: the stuck ones, or all others."""
+        return self._ids(
+            "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND stopped_at IS NULL"
+            " AND superseded_at IS NULL AND vanished_at IS NULL AND (stuck_since IS NOT NULL) = %(stuck)s"
+            " ORDER BY steve_id",
+            stuck=stuck,
+        )
+
+    def latest_ids(self, limit: int) -> list[int]:
+        """The highest ids that are still there, to see that StEvE still is who it was."""
+        return self._ids(
+            "SELECT steve_id FROM charging_session WHERE source_id = %(source)s"
+            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id DESC LIMIT %(limit)s",
+            limit=limit,
+        )
+
+    def sample_ids(self, limit: int) -> list[int]:
+        """Ids spread over the whole history, highest first."""
+        return self._ids(
+            "SELECT steve_id FROM (SELECT steve_id, row_number() OVER (ORDER BY steve_id DESC) AS nth,"
+            " count(*) OVER () AS total FROM charging_session WHERE source_id = %(source)s"
+            " AND superseded_at IS NULL) numbered"
+            " WHERE (nth - 1) %% greatest(total / %(limit)s, 1) = 0 ORDER BY steve_id DESC LIMIT %(limit)s",
+            limit=limit,
+        )
+
+    def ids_to_recheck(
+        self, *, stopped_since: datetime, manual_since: datetime, after_id: int, limit: int
+    ) -> list[int]:
+        """Stops that may still change: recent ones, and manual ones for longer; in order, after an id."""
+        return self._ids(
+            "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND steve_id > %(after_id)s"
+            " AND superseded_at IS NULL AND vanished_at IS NULL"
+            " AND (stop_seen_at >= %(stopped_since)s"
+            "   OR (stop_actor = 'manual' AND stop_seen_at >= %(manual_since)s))"
+            " ORDER BY steve_id LIMIT %(limit)s",
+            stopped_since=stopped_since,
+            manual_since=manual_since,
+            after_id=after_id,
+            limit=limit,
+        )
+
+    def still_there(self, ids: Sequence[int]) -> set[int]:
+        """Which of these ids the ledger has, and not as vanished."""
+        return set(
+            self._ids(
+                "SELECT steve_id FROM charging_session WHERE source_id = %(source)s"
+                " AND steve_id = ANY(%(ids)s) AND superseded_at IS NULL AND vanished_at IS NULL",
+                ids=list(ids),
+            )
+        )
+
+    def gaps(self, low: int, high: int) -> list[Gap]:
+        """Ranges of ids from ``low`` to ``high`` that the ledger does not have, in order."""
+        with connection.cursor() as cursor:
+            cursor.execute(_GAPS, {"source": self.source, "low": low, "high": high})
+            return [Gap(first, last) for first, last in cursor.fetchall()]
+
+    def unknown_tags(self) -> bool:
+        """Whether a session has a tag whose parent was never read."""
+        return bool(
+            self._value(
+                "SELECT EXISTS (SELECT 1 FROM id_tag t WHERE t.source_id = %(source)s"
+                " AND t.steve_pk IS NOT NULL AND t.vanished_at IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM id_tag_parent h WHERE h.id_tag_id = t.id))"
+            )
+        )
+
+    def _ids(self, query: str, **bound: Any) -> list[int]:
+        with connection.cursor() as cursor:
+            cursor.execute(query, {"source": self.source, **bound})
+            return [number for (number,) in cursor.fetchall()]
+
+    def _value(self, query: str) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute(query, {"source": self.source})
+            row = cursor.fetchone()
+            return None if row is None else row[0]
+
+
+_GAPS = """
+SELECT previous + 1, steve_id - 1 FROM (
+    SELECT steve_id, lag(steve_id, 1, %(low)s::bigint - 1) OVER (ORDER BY steve_id) AS previous
+    FROM (
+        SELECT steve_id FROM charging_session
+        WHERE source_id = %(source)s AND superseded_at IS NULL AND steve_id BETWEEN %(low)s AND %(high)s
+        UNION ALL SELECT %(high)s::bigint + 1
+    ) known
+) neighbours WHERE steve_id > previous + 1 ORDER BY steve_id
+"""

@@ -1,0 +1,275 @@
+"""Step 1, discover: ask StEvE for what may be new or changed, and never trust a time watermark.
+
+Ids grow in the order of arrival; timestamps are the chargers' own and do not. So sessions are found by
+id: what was open is read again by id until it stops, and the ids above the highest one are probed. Holes
+in the numbering, which may be tens of thousands wide, are crossed by what StEvE shows as active and by
+a window of time; they are never probed one by one. What makes StEvE read its whole history (the active
+list, windows, tags) is paced by its own measured duration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ocpp_billing import clock
+from ocpp_billing.log import get_logger
+from ocpp_billing.steve.client import MOST_IDS_PER_CALL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocpp_billing.charging.known import Gap, KnownSessions
+    from ocpp_billing.steve.capabilities import Capabilities
+    from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.wire import TransactionsAnswer
+
+log = get_logger(__name__)
+
+# A call that reads StEvE's history is made again no sooner than so many times its own duration.
+REST_FACTOR = 20
+# Ids probed above the highest one known, where a call can carry a list of them.
+LOOK_AHEAD = 50
+# The highest known ids are read again in every cycle: are they still who they were?
+IDENTITY_SAMPLE = 5
+# Reaches from offline chargers and late stops to wrong clocks; older ones are met by the nightly reads.
+WINDOW = timedelta(hours=72)
+WINDOW_AHEAD = timedelta(days=2)
+TAGS_EVERY = timedelta(hours=1)
+STUCK_EVERY = timedelta(hours=1)
+STOPS_CHANGE_FOR = timedelta(hours=72)
+MANUAL_STOPS_CHANGE_FOR = timedelta(days=180)
+
+# Backfill: windows from now back to the beginning, as wide as brings about so many rows.
+BACKFILL_ROWS = 5_000
+FIRST_WIDTH = timedelta(days=1)
+NARROWEST = timedelta(minutes=1)
+BEGINNING = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
+END = datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC)
+# Gaps in the numbering that are worth asking for one by one, where a call carries one id only.
+SINGLES_PER_CYCLE = 2
+GAP_SINGLES = 50
+
+
+class Recorder(Protocol):
+    """Where discovery puts what it read: records it and its own progress in one transaction."""
+
+    def __call__(self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]) -> None:
+        """Record rows, ids that StEvE no longer shows, and how far reading has come."""
+
+
+@dataclass(slots=True)
+class Discovery:
+    """One source's reading of transactions.
+
+    Attributes:
+        client: asks StEvE.
+        capabilities: what its release can do.
+        known: what the ledger knows.
+        record: writes an answer down.
+        progress: paced reads and where a long read stands; stored with every record.
+        say: tells a person how a long read gets on.
+    """
+
+    client: SteveClient
+    capabilities: Capabilities
+    known: KnownSessions
+    record: Recorder
+    progress: dict[str, Any]
+    say: Callable[[str], None]
+
+    # -- the two lanes -------------------------------------------------------------------------------
+
+    def cycle(self) -> None:
+        """A full cycle: everything that may be new or changed; at first contact the whole history."""
+        if not self.progress.get("backfilled_at"):
+            self._backfill()
+        highest = self.known.highest_id()
+        self._ask_by_id(highest)
+        self._read_active()
+        self._read_window()
+        self._cross_gaps(highest)
+        self._ask_stuck()
+        self._recheck_stops()
+
+    def watch(self) -> None:
+        """Between cycles: what is open, and the next ids; one cheap call where a call carries a list."""
+        if not self.progress.get("backfilled_at"):
+            return
+        open_ids = self.known.open_ids(stuck=False)
+        if self.capabilities.id_lists:
+            self._ask(open_ids[-(MOST_IDS_PER_CALL - LOOK_AHEAD) :] + self._next_ids(LOOK_AHEAD))
+        elif len(open_ids) <= SINGLES_PER_CYCLE:
+            self._ask(open_ids + self._next_ids(1))
+        else:
+            self._read_active()
+            self._ask(self._next_ids(1))
+
+    # -- by id -----------------------------------------------------------------------------------------
+
+    def _next_ids(self, number: int) -> list[int]:
+        highest = self.known.highest_id()
+        return list(range(highest + 1, highest + 1 + number))
+
+    def _ask_by_id(self, highest: int) -> None:
+        """Open sessions, the last known ids and the next ones; singles only where lists do not exist."""
+        latest = self.known.latest_ids(IDENTITY_SAMPLE)
+        if self.capabilities.id_lists:
+            self._ask(sorted({*self.known.open_ids(stuck=False), *latest}) + self._next_ids(LOOK_AHEAD))
+            while self.known.highest_id() > highest:
+                highest = self.known.highest_id()
+                self._ask(self._next_ids(MOST_IDS_PER_CALL))
+            return
+        self._ask(latest[:1])
+        while self._ask(self._next_ids(1)):
+            pass
+
+    def _ask(self, ids: Sequence[int]) -> int:
+        """Read ids; known ones that StEvE no longer shows are marked as gone. Returns how many it showed."""
+        shown = 0
+        step = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
+        for start in range(0, len(ids), step):
+            batch = list(ids[start : start + step])
+            answer = self.client.transactions(ids=batch)
+            missing = set(batch) - {row.steve_id for row in answer.rows}
+            missing -= {row.steve_id for row in answer.malformed if row.steve_id is not None}
+            gone = sorted(self.known.still_there(sorted(missing))) if missing else []
+            self.record(answer, gone=gone, progress=self.progress)
+            shown += len(answer.rows) + len(answer.malformed)
+        return shown
+
+    # -- by list, paced ------------------------------------------------------------------------------
+
+    def _read_active(self) -> None:
+        """The active list: running sessions beyond any hole, and what is no longer on it has stopped."""
+        if not self._is_due("active"):
+            return
+        before = set(self.known.open_ids(stuck=False))
+        answer = self._timed("active", lambda: self.client.transactions(type="ACTIVE"))
+        self.record(answer, gone=[], progress=self.progress)
+        if not self.capabilities.id_lists:
+            listed = {row.steve_id for row in answer.rows}
+            self._ask(sorted(before - listed))
+
+    def _read_window(self) -> None:
+        """What started (or, on 3.8 and 3.9, stopped) lately: also beyond a hole, also already finished."""
+        if not self._is_due("window"):
+            return
+        now = clock.now()
+        answer = self._timed("window", lambda: self._window(now - WINDOW, now + WINDOW_AHEAD))
+        self.record(answer, gone=[], progress=self.progress)
+
+    def _window(self, from_: datetime, to: datetime) -> TransactionsAnswer:
+        """A window by what this release compares; never all types where that returns the whole history."""
+        return self.client.transactions(type=self.capabilities.window_type, from_=from_, to=to)
+
+    def _is_due(self, kind: str) -> bool:
+        last = self.progress.get(kind)
+        if last is None:
+            return True
+        rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
+        return clock.now() >= datetime.fromisoformat(last["at"]) + rest
+
+    def _timed(self, kind: str, call: Callable[[], TransactionsAnswer]) -> TransactionsAnswer:
+        before = self.client.busy_s
+        answer = call()
+        took_s = self.client.busy_s - before
+        self.progress[kind] = {"at": clock.now().isoformat(), "took_s": round(took_s, 3)}
+        return answer
+
+    # -- holes -----------------------------------------------------------------------------------------
+
+    def _cross_gaps(self, highest: int) -> None:
+        """Ask for the ids between the old and the new highest one that nothing has shown yet.
+
+        A narrow gap is asked for whole. Of a wide one only the edges are: chargers that were offline put
+        their sessions right after the last one and right before the next; the nightly reads do the rest.
+        """
+        found = self.known.highest_id()
+        if found <= highest:
+            return
+        for gap in self.known.gaps(highest + 1, found):
+            ids = self._worth_asking(gap)
+            log.info(
+                "gap in the numbering", action="discover.gap", low=gap.low, high=gap.high, asked=len(ids)
+            )
+            self._ask(ids)
+
+    def _worth_asking(self, gap: Gap) -> list[int]:
+        edge = LOOK_AHEAD if self.capabilities.id_lists else SINGLES_PER_CYCLE
+        if gap.width <= 2 * edge:
+            return list(range(gap.low, gap.high + 1))
+        return [*range(gap.low, gap.low + edge), *range(gap.high - edge + 1, gap.high + 1)]
+
+    def _ask_stuck(self) -> None:
+        """Stuck sessions are read again now and then: the station's own stop may still come."""
+        last = self.progress.get("stuck_at")
+        if last and clock.now() < datetime.fromisoformat(last) + STUCK_EVERY:
+            return
+        stuck = self.known.open_ids(stuck=True)
+        self.progress["stuck_at"] = clock.now().isoformat()
+        self._ask(stuck)
+
+    def _recheck_stops(self) -> None:
+        """Stops that may still change are read again, a portion per cycle, round and round."""
+        if self.capabilities.window_basis == "stop" and self.progress.get("window"):
+            stopped_since = END  # the window on stops has just shown them all
+        else:
+            stopped_since = clock.now() - STOPS_CHANGE_FOR
+        portion = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
+        ids = self.known.ids_to_recheck(
+            stopped_since=stopped_since,
+            manual_since=clock.now() - MANUAL_STOPS_CHANGE_FOR,
+            after_id=int(self.progress.get("recheck_after", 0)),
+            limit=portion,
+        )
+        self.progress["recheck_after"] = ids[-1] if len(ids) == portion else 0
+        self._ask(ids)
+
+    # -- the whole history -----------------------------------------------------------------------------
+
+    def _backfill(self) -> None:
+        """Read the whole history in windows from the future back to 1970, resumable after each.
+
+        Newest first: when a session with a reset clock turns up, the sessions around its id are known.
+        """
+        if "backfill" not in self.progress:
+            self._read_active()
+            self.progress["backfill"] = {
+                "before": END.isoformat(),
+                "from": (clock.now() - FIRST_WIDTH).isoformat(),
+                "width_s": int(FIRST_WIDTH.total_seconds()),
+                "rows": 0,
+            }
+        state = self.progress["backfill"]
+        while (before := datetime.fromisoformat(state["before"])) > BEGINNING:
+            start = max(datetime.fromisoformat(state["from"]), BEGINNING)
+            answer = self._window(start, before)
+            width = timedelta(seconds=state["width_s"])
+            if len(answer.rows) < BACKFILL_ROWS // 2:
+                width *= 2
+            elif len(answer.rows) > BACKFILL_ROWS * 2:
+                width = max(width / 2, NARROWEST)
+            state |= {
+                "before": start.isoformat(),
+                "from": max(start - min(width, start - BEGINNING), BEGINNING).isoformat(),
+                "width_s": int(width.total_seconds()),
+                "rows": state["rows"] + len(answer.rows),
+            }
+            self.record(answer, gone=[], progress=self.progress)
+            self.say(f"read back to {start:%Y-%m-%d}, {state['rows']:,} sessions")
+        self._fill_gaps_of_history()
+        self.progress["backfilled_at"] = clock.now().isoformat()
+
+    def _fill_gaps_of_history(self) -> None:
+        """Ids that no window showed: deleted, never used, or with a start that StEvE lost (3.7)."""
+        gaps = self.known.gaps(1, self.known.highest_id())
+        if self.capabilities.id_lists:
+            ids = [number for gap in gaps for number in self._worth_asking(gap)]
+        else:
+            ids = [
+                number for gap in gaps if gap.width <= GAP_SINGLES for number in range(gap.low, gap.high + 1)
+            ]
+            ids = ids[:GAP_SINGLES]
+        self._ask(ids)
