@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -522,6 +523,10 @@ class TestSubscriptions:
         lago.script["GET /api/v1/subscriptions/sub_up"] = one
         found = client.subscription_rows("sub_up", external_customer_id=customer)
         assert [row.lago_id for row in found] == ["old", "new", "next"]
+        if customer or filters_external_id:
+            assert client.calls <= 3
+        elif others == 3:
+            assert client.calls == 1  # one page holds everything: nothing more to ask
 
     def test_an_id_that_has_no_row(self, lago, client):
         rows = [subscription(f"other_{n}") for n in range(120)]
@@ -753,7 +758,7 @@ class TestDelivery:
     )
     def test_an_answer_that_leaves_it_open_is_unknown_and_not_repeated(self, lago, client, fault):
         lago.script["POST /api/v1/events/batch"] = echo_batch
-        lago.add_fault(fault)
+        lago.add_fault(replace(fault))
         outcome = client.post_batch([usage_event(n) for n in range(20)])
         assert isinstance(outcome, Unknown)
         assert outcome.reason
@@ -771,6 +776,13 @@ class TestDelivery:
                 with pytest.raises(errors.Unreachable, match="LAGO_API_URL") as refused:
                     client.organization()
         assert refused.value.nothing_sent is True
+
+    def test_no_encryption_where_some_is_asked_for_means_nothing_was_sent(self, lago):
+        with LagoClient(settings_for(lago.url.replace("http://", "https://"))) as client:
+            outcome = client.post_batch([usage_event()])
+        assert isinstance(outcome, Unknown)
+        assert outcome.nothing_sent is True
+        assert "SSL" in outcome.reason
 
     def test_a_server_that_accepts_and_says_nothing_is_given_up_in_time(self, lago):
         with socket.create_server(("127.0.0.1", 0)) as silent:

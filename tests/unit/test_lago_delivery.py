@@ -112,6 +112,7 @@ class TestTwoHundredsThatProveNothing:
         [
             [echo(event) for event in batch(2)],
             [echo(event) for event in batch(4)],
+            [echo(event) for event in [*batch(3), batch(3)[2]]],
             [echo(batch(3)[0]), echo(batch(3)[0]), echo(batch(3)[1])],
             [echo(batch(3)[0]), echo(batch(3)[1]), echo(replace(EVENT, transaction_id="other"))],
             [*[echo(event) for event in batch(2)], echo(batch(3)[2], external_subscription_id="sub_bob")],
