@@ -90,7 +90,7 @@ class WrongAddress(AnswerError):
 
 
 class NotAddressable(AnswerError):
-    """A customer id with a dot in it, which Lago cannot take in a path (facts up to v1.51)."""
+    """A customer id with a dot in it, which Lago up to v1.51 cannot take in a path."""
 
 
 class RateLimited(AnswerError):
