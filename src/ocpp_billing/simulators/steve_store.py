@@ -565,6 +565,6 @@ def _or_none(number: int) -> int | None:
 
 def _lenient_ms(value: Any) -> int:
     try:
-        return to_ms(value)
-    except (TypeError, ValueError, OverflowError):
+        return to_ms(value) if isinstance(value, str) else UNSET
+    except ValueError:
         return UNSET
