@@ -215,6 +215,7 @@ class LagoApi:
                 "document_locale": "en",
             },
             "taxes": [],
+            "email_settings": [],
             "finalize_zero_amount_invoice": True,
         }
         if self.version >= (1, 47):

@@ -319,14 +319,16 @@ class Books:
             if charge.pay_in_advance:
                 continue
             counted = list(counted_events(self.events, row, charge, begins, ends, to_us(at)))
-            fees: dict[Bucket, Fee] = {}
+            fees: dict[Bucket, tuple[Fee]] = {}
             for line in usage_lines(charge, iter(counted)):
                 if line.events_count:
                     fee = self._add_fee(row, charge, line, begins, ends, at, invoice)
                     period.fees.append(fee)
-                    fees[line.filter_index, tuple(line.grouped_by.items())] = fee
+                    fees[line.filter_index, tuple(line.grouped_by.items())] = (fee,)
             for event, _ in counted:
-                event.fees = (*event.fees, fees[bucket_of(charge, event)])
+                fee_of_event = fees[bucket_of(charge, event)]
+                # Most events are counted once: they share one tuple.
+                event.fees = (*event.fees, *fee_of_event) if event.fees else fee_of_event
 
     def _add_fee(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ocpp_billing.simulators.lago_formats import (
@@ -13,11 +12,12 @@ from ocpp_billing.simulators.lago_formats import (
     to_us,
     units_text,
 )
-from ocpp_billing.simulators.lago_usage import counted_events, usage_lines
+from ocpp_billing.simulators.lago_usage import EXACT, counted_events, exact_sum, usage_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+    from decimal import Decimal
 
     from ocpp_billing.simulators.lago_books import Books
     from ocpp_billing.simulators.lago_catalogue import Charge
@@ -188,8 +188,8 @@ def _billed(
         "from": iso_seconds(begins),
         "to": iso_seconds(ends),
         "invoiced": invoiced,
-        "units": sum((line.units for line in lines), Decimal(0)),
-        "signed_units": sum((line.signed_units for line in lines), Decimal(0)),
+        "units": exact_sum(line.units for line in lines),
+        "signed_units": exact_sum(line.signed_units for line in lines),
         "events_count": sum(line.events_count for line in lines),
         "amount_cents": sum(line.amount_cents for line in lines),
     }
@@ -203,20 +203,22 @@ def summary(books: Books, now: datetime) -> dict[str, Any]:
         counts kWh), ``energy_wh`` (units * 1000 as an integer, fractions of a Wh cut off),
         ``amount_cents``, ``invoices``.
     """
-    units, counted, cents = Decimal(0), 0, 0
+    units: list[Decimal] = []
+    counted, cents = 0, 0
     first_charges: dict[tuple[str, str], str] = {}
     for line in billed_lines(books, now):
         cents += line["amount_cents"]
         shared = (line["subscription_lago_id"], line["billable_metric_code"])
         if first_charges.setdefault(shared, line["charge_lago_id"]) != line["charge_lago_id"]:
             continue
-        units += line["units"]
+        units.append(line["units"])
         counted += line["events_count"]
+    total = exact_sum(units)
     return {
         "events": len(books.events.events),
         "counted_events": counted,
-        "units": units_text(units),
-        "energy_wh": int(units * 1000),
+        "units": units_text(total),
+        "energy_wh": int(EXACT.multiply(total, 1000)),
         "amount_cents": cents,
         "invoices": len(books.invoices),
     }

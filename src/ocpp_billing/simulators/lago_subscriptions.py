@@ -138,11 +138,10 @@ class Subscription:
             "downgrade_plan_date": downgrade_on,
             "current_billing_period_started_at": iso_seconds(begins),
             "current_billing_period_ending_at": iso_seconds(ends),
-            "on_termination_credit_note": None,
+            "on_termination_credit_note": "credit",
             "on_termination_invoice": "generate",
             "progressive_billing_disabled": False,
             "consolidate_invoice": True,
-            "payment_method": {"payment_method_id": None, "payment_method_type": "provider"},
         }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal, localcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ocpp_billing.simulators.lago_formats import to_us, units_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from ocpp_billing.simulators.lago_catalogue import Charge, Metric
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ZERO = Decimal(0)
 ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
+EXACT = Context(prec=200)  # like PostgreSQL's numeric, sums never lose a digit
 Bucket = tuple[int | None, tuple[tuple[str, str | None], ...]]
 
 
@@ -115,6 +116,14 @@ def usage_lines(
     tallies: dict[Bucket, _Tally] = {}
     if carried is not None:
         tallies[None, ()] = _Tally(total=carried.signed_units, count=carried.events_count)
+    with localcontext(EXACT):
+        _tally_up(charge, events, tallies)
+        return [_line(charge, bucket, tally) for bucket, tally in (tallies or {(None, ()): _Tally()}).items()]
+
+
+def _tally_up(
+    charge: Charge, events: Iterator[tuple[StoredEvent, Decimal]], tallies: dict[Bucket, _Tally]
+) -> None:
     simple = not charge.filters and not charge.group_keys
     keep_values = charge.metric.aggregation_type not in {"sum_agg", "count_agg"}
     for event, value in events:
@@ -128,7 +137,6 @@ def usage_lines(
             tally.values.append(value)
         if event.precise_amount is not None and charge.charge_model == "dynamic":
             tally.precise_amount_cents += Decimal(event.precise_amount)
-    return [_line(charge, bucket, tally) for bucket, tally in (tallies or {(None, ()): _Tally()}).items()]
 
 
 def _line(charge: Charge, bucket: Bucket, tally: _Tally) -> UsageLine:
@@ -181,9 +189,9 @@ def advance_units(
     """
     if highest is None:
         return max(value, ZERO), value, value
-    current += value
+    current = EXACT.add(current, value)
     if current > highest:
-        return current - highest, current, current
+        return EXACT.subtract(current, highest), current, current
     return ZERO, current, highest
 
 
@@ -232,8 +240,14 @@ def _filters_json(charge: Charge, lines: list[UsageLine]) -> list[dict[str, Any]
     return shown
 
 
+def exact_sum(values: Iterable[Decimal]) -> Decimal:
+    """Σ without losing a digit."""
+    with localcontext(EXACT):
+        return sum(values, ZERO)
+
+
 def _sums(lines: list[UsageLine]) -> dict[str, Any]:
-    units = sum((line.units for line in lines), ZERO)
+    units = exact_sum(line.units for line in lines)
     return {
         "units": units_text(units),
         "total_aggregated_units": units_text(units),
