@@ -431,7 +431,8 @@ def test_newer_documentation_refuses_unknown_subscriptions_by_index(lago):
 
 def test_a_time_beyond_postgresql_is_a_500_of_the_whole_batch(lago):
     _, client = lago
-    assert client.send(event("good"), event("tx", at=10**15))[0] == 500
+    for beyond in (10**15, "1e999999", "-1e13"):
+        assert client.send(event("good"), event("tx", at=beyond))[0] == 500
     assert client.get("/events/good")[0] == 404
 
 
@@ -1175,6 +1176,13 @@ def test_an_id_is_charged_in_advance_once_in_the_whole_organisation(start):
     client.send(event("tx", subscription="other", at=NOON + timedelta(minutes=1)))
     assert len(fees_of(client)) == 1
     assert [entry.get("reason") for entry in simulator.ledger()] == [None, "not_billed_in_advance"]
+
+
+def test_milliseconds_are_never_charged_in_advance_either(start):
+    simulator, client = start(plan={"pay_in_advance_charge": True})
+    assert client.send(event("tx", at=int(NOON.timestamp() * 1000)))[0] == 200
+    assert fees_of(client) == []
+    assert fates(simulator) == {"tx": "beyond_all_periods"}
 
 
 def test_a_lost_job_never_charges_in_advance(start):

@@ -168,7 +168,7 @@ class LagoApi:
         return {"event": self.books.events.event_json(event)}
 
     def _list_events(self, request: Request, _: tuple[str, ...]) -> Any:
-        subscription = request.first("external_subscription_id")
+        subscription = request.first("external_subscription_id") or None
         from_us = self._time_filter(request, "timestamp_from")
         if request.first("timestamp_from_started_at") == "true":
             if not subscription:
@@ -179,7 +179,7 @@ class LagoApi:
             from_us = to_us(row.started_at) if row is not None and row.started_at is not None else None
         found = self.books.events.select(
             subscription=subscription,
-            code=request.first("code"),
+            code=request.first("code") or None,
             from_us=from_us,
             to_us=self._time_filter(request, "timestamp_to"),
             now_us=to_us(self.books.now()),

@@ -18,6 +18,7 @@ from ocpp_billing.simulators.lago_catalogue import (
 from ocpp_billing.simulators.lago_events import EventStore, StoredEvent, StoreName
 from ocpp_billing.simulators.lago_formats import (
     from_us,
+    is_datetime,
     lago_uuid,
     not_found,
     read_time,
@@ -370,6 +371,8 @@ class Books:
     def _bill_in_advance(self, event: StoredEvent) -> None:
         """One fee per charge; an id that was billed before, on any subscription, is not billed again."""
         if event.transaction_id in self._advance_ids or event.subscription is None:
+            return
+        if not is_datetime(event.at_us):
             return
         at = from_us(event.at_us)
         row = self.at(event.subscription, at)

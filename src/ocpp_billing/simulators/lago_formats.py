@@ -8,6 +8,7 @@ from typing import Any
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+FIRST_PYTHON_US = -62_135_596_800_000_000  # 0001-01-01
 LAST_PYTHON_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
 LAST_POSTGRES_US = 9_224_318_015_999_999_999  # 294276-12-31, the end of PostgreSQL's timestamp
 
@@ -60,8 +61,13 @@ def to_us(at: datetime) -> int:
     return (at - EPOCH) // MICROSECOND
 
 
+def is_datetime(at_us: int) -> bool:
+    """Whether :func:`from_us` can tell the instant: the years 1 to 9999."""
+    return FIRST_PYTHON_US <= at_us < (LAST_PYTHON_SECOND + 1) * 1_000_000
+
+
 def from_us(at_us: int) -> datetime:
-    """The aware datetime (UTC) of microseconds since 1970; within Python's years only."""
+    """The aware datetime (UTC) of microseconds since 1970."""
     return EPOCH + at_us * MICROSECOND
 
 
@@ -104,11 +110,6 @@ def units_text(value: Decimal) -> str:
     return "0.0" if text == "-0.0" else text
 
 
-def cents_text(value: Decimal) -> str:
-    """An amount of cents that Lago prints with its fractions."""
-    return units_text(value)
-
-
 def read_timestamp_us(value: Any, *, binary_float: bool) -> int | None:
     """Microseconds since 1970 of an event's ``timestamp``, or None where Lago says ``invalid_format``.
 
@@ -126,6 +127,8 @@ def read_timestamp_us(value: Any, *, binary_float: bool) -> int | None:
         return None
     if not seconds.is_finite():
         return None
+    if abs(seconds) > LAST_POSTGRES_US // 1_000_000:
+        return LAST_POSTGRES_US + 1  # how far beyond makes no difference, and may be astronomical
     if binary_float:
         seconds = Decimal(float(seconds))
     return int((seconds * 1_000_000).to_integral_value(rounding="ROUND_FLOOR"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ocpp_billing.simulators.lago_formats import (
     from_us,
+    is_datetime,
     iso_milliseconds,
     iso_seconds,
     lago_uuid,
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ocpp_billing.simulators.lago_events import StoredEvent
     from ocpp_billing.simulators.lago_subscriptions import Subscription
     from ocpp_billing.simulators.lago_usage import UsageLine
-
-LAST_READABLE_US = 253_402_300_799_000_000  # year 9999
 
 
 def fate(books: Books, event: StoredEvent, now: datetime) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def fate(books: Books, event: StoredEvent, now: datetime) -> dict[str, Any]:
         return _never("unknown_metric")
     if event.value(metric.field_name, clickhouse=books.events.clickhouse) is None:
         return _never("not_numeric")
-    if event.at_us > LAST_READABLE_US:
+    if not is_datetime(event.at_us):
         return _never("beyond_all_periods")
     return _fate_in_time(books, event, rows, now)
 
