@@ -47,14 +47,16 @@ def make_private_folder(folder: Path, user: ServerUser) -> None:
 
 
 def make_socket_folder(place: Place) -> Path:
-    """Make a folder for the socket: in the home, or in a short place when the path would be too long.
+    """Make a folder for the socket: in the home, or in a short place when its path will not do.
+
+    It will not when it is too long, or has a comma: to libpq a comma separates hosts.
 
     Raises:
         DataFolderError: when neither works.
     """
     folder = place.home / "postgres-run"
     try:
-        if len(os.fsencode(folder / SOCKET)) <= SOCKET_PATH_LIMIT_BYTES:
+        if len(os.fsencode(folder / SOCKET)) <= SOCKET_PATH_LIMIT_BYTES and "," not in str(folder):
             clear_socket_folder(folder, place.user)
             make_private_folder(folder, place.user)
             return folder

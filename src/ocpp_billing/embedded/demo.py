@@ -1,0 +1,152 @@
+"""``./run demo``: the whole product on this machine, with recorded sessions of a real StEvE.
+
+Simulated StEvE and Lago stand in for the two systems; everything else is the real thing: PostgreSQL,
+HTTP, the worker, the portal. The recorded times are shifted so that one billing period is open.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ocpp_billing import clock
+from ocpp_billing.simulators.lago import LagoSimulator
+from ocpp_billing.simulators.steve import SteveSimulator
+from ocpp_billing.simulators.steve_recording import recording_offset
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+ADMIN_EMAIL = "admin@example.org"
+# Mappings, subscriptions and billing begin so long ago: every recorded session but that of 1970 is later.
+BEGINS_BEFORE = timedelta(days=20)
+CUSTOMERS = {
+    "TAG-ALICE": ("alice", "Alice Ampere"),
+    "TAG-BOB": ("bob", "Bob Becquerel"),
+    "TAG-CAROL": ("carol", "Carol Coulomb"),
+    "TAG-DAVE": ("dave", "Dave Davy"),
+    "TAG-FLEET": ("fleet", "Faraday Fleet"),
+}
+
+
+@dataclass(slots=True)
+class DemoWorld:
+    """The two simulated systems of a demo.
+
+    Attributes:
+        steve: with the recorded sessions.
+        lago: with a metric, a plan, five customers and their subscriptions.
+        begins_at: when mappings, subscriptions and billing begin.
+    """
+
+    steve: SteveSimulator
+    lago: LagoSimulator
+    begins_at: datetime
+
+    @classmethod
+    def of_release(cls, release: str) -> DemoWorld:
+        """Simulate both systems with the recording of a StEvE release; nothing is served yet."""
+        now = clock.now()
+        steve = SteveSimulator(release)
+        steve.load_recording(release, shift=recording_offset(now, str(steve.release)))
+        begins_at = (now - BEGINS_BEFORE).replace(microsecond=0)
+        lago = LagoSimulator()
+        lago.create_metric(name="EV charging (kWh)")
+        lago.create_plan(name="EV pay as you go")
+        for customer, name in CUSTOMERS.values():
+            lago.create_customer(customer, name=name, currency="EUR")
+            lago.subscribe(
+                customer,
+                "ev_payg",
+                f"sub-{customer}",
+                subscription_at=begins_at,
+                billing_time="anniversary",
+                name=f"EV charging of {name}",
+            )
+        return cls(steve, lago, begins_at)
+
+    def start(self) -> None:
+        """Serve both, on free ports of the loopback interface."""
+        self.steve.start()
+        self.lago.start()
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self.steve.stop()
+        self.lago.stop()
+
+    def environment(self) -> dict[str, str]:
+        """The settings that connect the product to this world."""
+        return {
+            "STEVE_API_URL": self.steve.base_url,
+            "STEVE_API_USERNAME": "admin",
+            "STEVE_API_KEY": "steve-secret",
+            "LAGO_API_URL": self.lago.url,
+            "LAGO_API_KEY": self.lago.api_key,
+            "CONFIRM_SETTLE_SECONDS": "0",
+            "SYNC_WATCH_SECONDS": "5",
+            "OCPP_BILLING_ENV_FILE": "",
+        }
+
+
+def isolate_environment(world: DemoWorld) -> None:
+    """Let only the demo's settings count: a real key in the environment must never meet a demo."""
+    kept = {"OCPP_BILLING_DATA_DIR", "OCPP_BILLING_PG_BIN", "LOG_LEVEL", "LOG_FORMAT", "AUTH_URL"}
+    prefixes = ("STEVE_", "LAGO_", "SYNC_", "BILLING_", "DELIVERY_", "CONFIRM_", "MAX_", "MIN_", "LATE_")
+    for name in list(os.environ):
+        if name not in kept and name.startswith(prefixes):
+            del os.environ[name]
+    os.environ.update(world.environment())
+    os.environ["AUTH_SECRET"] = secrets.token_urlsafe(48)
+
+
+def fresh_database() -> None:
+    """Empty the demo's database: an old demo's sessions belong to another (simulated) StEvE."""
+    import psycopg  # noqa: PLC0415
+    from psycopg import sql  # noqa: PLC0415
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
+
+    parameters = conninfo_to_dict(os.environ["DATABASE_URL"])
+    name = sql.Identifier(str(parameters["dbname"]))
+    maintenance = make_conninfo(**{**parameters, "dbname": "template1"})
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+
+
+def furnish(world: DemoWorld) -> str:
+    """Make the demo's admin, mappings and go-live date in the empty ledger.
+
+    Returns:
+        The admin's password.
+    """
+    from ocpp_billing.accounts.first_admin import create_admin  # noqa: PLC0415 - Django is set up by now
+    from ocpp_billing.billing.control import go_live  # noqa: PLC0415
+    from ocpp_billing.config import load_config  # noqa: PLC0415
+    from ocpp_billing.mappings.store import create_mapping  # noqa: PLC0415
+
+    config = load_config()
+    password = secrets.token_urlsafe(12)
+    create_admin(ADMIN_EMAIL, password, "Demo admin", actor="demo")
+    for tag, (customer, name) in CUSTOMERS.items():
+        create_mapping(
+            source=config.steve_source,
+            id_tag=tag,
+            customer=customer,
+            subscription=None,
+            valid_from=world.begins_at,
+            note=name,
+            by="demo",
+        )
+    go_live(config, world.begins_at, by="demo")
+    return password
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,28 @@
+"""The secret that signs sessions, made once and kept in the data folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def auth_secret(data_dir: Path) -> str:
+    """The secret of this data folder; made, readable by its owner alone, when there is none.
+
+    Raises:
+        OSError: when the folder cannot be written.
+    """
+    path = data_dir / "auth-secret"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        secret = secrets.token_urlsafe(48)
+        file.write(secret + "\n")
+    return secret
