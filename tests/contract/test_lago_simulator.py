@@ -381,6 +381,14 @@ def test_the_same_event_twice_inside_one_batch(start, store, status, stored):
     assert [entry["transaction_id"] for entry in simulator.ledger()] == kept
 
 
+def test_up_to_v1_32_3_what_a_failed_batch_left_behind_is_not_processed(start):
+    simulator, client = start("postgres-1.30")
+    client.usage()
+    assert client.send(event("left"), event("left"))[0] == 500
+    assert [entry["processed"] for entry in simulator.ledger()] == [False]
+    assert client.usage() == [("0.0", 0)]
+
+
 @pytest.mark.parametrize("store", ["postgres", "postgres-1.32"])
 def test_one_id_under_two_subscriptions_in_one_batch_can_never_succeed(start, store):
     simulator, client = start(store)
@@ -727,6 +735,16 @@ def test_current_usage_filters_by_metric_since_v1_47_only(start):
     assert (status, body["code"]) == (404, "charge_not_found")
 
 
+@pytest.mark.parametrize(("version", "name"), [("1.46.0", "filter_by_charge_id"), ("1.51.0", "charge_id")])
+def test_current_usage_of_one_charge(start, version, name):
+    simulator, client = start(version=version)
+    charge_id = client.get("/subscriptions/sub/charges")[1]["charges"][0]["lago_id"]
+    query = {"external_subscription_id": "sub"}
+    assert client.get("/customers/driver/current_usage", **query, **{name: charge_id})[0] == 200
+    other = {name: simulator.organization_id}
+    assert client.get("/customers/driver/current_usage", **query, **other)[1]["code"] == "charge_not_found"
+
+
 def test_current_usage_is_stale_until_the_job_has_run(lago):
     simulator, client = lago
     simulator.delay_usage(20)
@@ -952,6 +970,19 @@ def test_periods_at_month_ends(interval, billing_time, day, first, after):
     assert period.ends_at == datetime.fromisoformat(after).replace(tzinfo=BERLIN).astimezone(UTC) - timedelta(
         microseconds=1
     )
+
+
+def test_the_hourly_job_bills_at_ten_past_and_only_on_the_billing_day():
+    rule = {"interval": "monthly", "billing_time": "calendar", "anchor": date(2026, 1, 1), "zone": BERLIN}
+    november = period_containing(NOON, **rule)
+    midnight = datetime(2026, 11, 30, 23, tzinfo=UTC)
+    for existed_at, billed_at in (
+        (NOON, midnight + timedelta(minutes=10)),
+        (midnight + timedelta(hours=5, minutes=10), midnight + timedelta(hours=5, minutes=10)),
+        (midnight + timedelta(hours=5, minutes=11), midnight + timedelta(hours=6, minutes=10)),
+        (midnight + timedelta(hours=23, minutes=11), None),
+    ):
+        assert billing_instant(november, existed_at) == billed_at
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Africa/Cairo", "Pacific/Chatham"])
