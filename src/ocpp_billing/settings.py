@@ -39,6 +39,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.humanize",
     "django.contrib.postgres",
+    # Before allauth: its pages are drawn by templates of ours with the same names.
+    "ocpp_billing.portal",
     "allauth",
     "allauth.account",
     "allauth.mfa",
@@ -51,7 +53,6 @@ INSTALLED_APPS = [
     "ocpp_billing.mappings",
     "ocpp_billing.billing",
     "ocpp_billing.sync",
-    "ocpp_billing.portal",
 ]
 
 MIDDLEWARE = [
@@ -62,6 +63,7 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "ocpp_billing.accounts.middleware.SignInRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
@@ -80,6 +82,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
                 "csp.context_processors.nonce",
+                "ocpp_billing.portal.context.portal",
             ],
         },
     }
@@ -111,6 +114,8 @@ def _database(url: str | None) -> dict[str, Any]:
 DATABASES = {"default": _database(CONFIG.database_url)}
 
 AUTH_USER_MODEL = "accounts.User"
+# Unique whatever its case, by a constraint that this check does not look at.
+SILENCED_SYSTEM_CHECKS = ["auth.W004"]
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.Argon2PasswordHasher"]
 AUTH_PASSWORD_VALIDATORS = [
@@ -174,6 +179,8 @@ STORAGES = {
 }
 # The files come with the package and are served from it: no collection step, no writable folder.
 WHITENOISE_USE_FINDERS = True
+# Vendored files carry their version in the name of their folder; browsers never ask for them again.
+WHITENOISE_IMMUTABLE_FILE_TEST = r"^/static/vendor/[a-z-]+-[0-9.]+/"
 
 LANGUAGE_CODE = "en"
 USE_I18N = True
