@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.db import models
+from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -24,7 +25,7 @@ class UserManager(BaseUserManager["User"]):
 
     def create_user(self, email: str, password: str | None, **fields: Any) -> User:
         """Create a person; ``password=None`` means: cannot sign in until one is set."""
-        user = self.model(email=email.strip(), **fields)
+        user = self.model(email=email.strip().lower(), **fields)
         user.set_password(password)
         user.save(using=self._db)
         return user
@@ -51,10 +52,19 @@ class User(AbstractBaseUser):
 
     class Meta:
         db_table = "app_user"
-        constraints = [models.UniqueConstraint(Lower("email"), name="app_user_email_unique")]
+        constraints = [
+            models.UniqueConstraint(Lower("email"), name="app_user_email_unique"),
+            # allauth looks for the address in lower case: with capitals nobody could sign in by it.
+            models.CheckConstraint(condition=Q(email=Lower("email")), name="app_user_email_lower"),
+        ]
 
     def __str__(self) -> str:
         return self.name or self.email
+
+    @property
+    def initial(self) -> str:
+        """One letter that stands for the person where there is no room for the name."""
+        return str(self)[0].upper()
 
     @property
     def is_admin(self) -> bool:

@@ -1,0 +1,57 @@
+"""Write down what a person did. Entries are never changed and never deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from allauth.account.adapter import get_adapter
+
+from ocpp_billing.accounts.models import AuditEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from django.http import HttpRequest
+
+    from ocpp_billing.accounts.models import User
+
+
+def record(
+    action: str,
+    *,
+    user: User | None = None,
+    actor: str = "",
+    target: str = "",
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+    note: str = "",
+    request: HttpRequest | None = None,
+) -> AuditEntry:
+    """Add one entry, in the caller's database transaction: the act and its record stand or fall together.
+
+    Args:
+        action: subject and verb, such as ``mapping.created`` or ``delivery.paused``.
+        user: who did it; None where no account stands behind it, then ``actor`` says who it was.
+        actor: who it was in words, such as ``command line (root)``; default: the user's e-mail.
+        target: what it was done to, such as ``mapping 12`` or ``session main:4711``.
+        before: JSON of what was true before, or None. Never a secret: this is shown to every admin.
+        after: JSON of what is true now, or None. Never a secret.
+        note: why, in the person's own words.
+        request: the web request it came with; its address is kept.
+
+    Raises:
+        ValueError: when neither ``user`` nor ``actor`` says who it was.
+    """
+    who = actor or (user.email if user is not None else "")
+    if not who:
+        raise ValueError("an audit entry needs a user or an actor")
+    return AuditEntry.objects.create(
+        action=action,
+        user=user,
+        actor=who,
+        target=target,
+        before=before,
+        after=after,
+        note=note,
+        address=None if request is None else get_adapter(request).get_client_ip(request),
+    )

@@ -1,0 +1,70 @@
+"""What stands across the top of every page when money is not flowing. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from django.utils.translation import gettext as _
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ocpp_billing.portal.queries import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """What, since when, and what to do; ``command`` is what to type, or empty."""
+
+    tone: str
+    icon: str
+    title: str
+    since: datetime | None
+    says: str
+    do: str
+    command: str = ""
+
+
+def banners(status: Status) -> list[Banner]:
+    """The banners for a status, gravest first."""
+    shown = []
+    if status.paused_at is not None:
+        why = f" {status.pause_reason.rstrip('.')}." if status.pause_reason else ""
+        who = _("Paused by %(who)s.") % {"who": status.paused_by} if status.paused_by else ""
+        shown.append(
+            Banner(
+                "danger",
+                "player-pause",
+                _("Delivery is paused"),
+                status.paused_at,
+                f"{who}{why} " + _("Sessions are read and decided; nothing is sent to Lago."),
+                _("When the cause is settled, an admin resumes it with"),
+                "ocpp-billing resume",
+            )
+        )
+    if not status.worker_alive:
+        shown.append(
+            Banner(
+                "danger",
+                "heart-broken",
+                _("No worker is running") if status.worker_seen_at is None else _("The worker is silent"),
+                status.worker_seen_at,
+                _("Nothing is read from StEvE and nothing is sent to Lago. Nothing is lost either."),
+                _("Look at the worker's log, or start one with"),
+                "ocpp-billing worker",
+            )
+        )
+    if status.shadow:
+        shown.append(
+            Banner(
+                "info",
+                "eye",
+                _("Shadow mode"),
+                status.known_since,
+                _("Everything is read and decided; what would be billed is queued, nothing is sent to Lago."),
+                _("When the figures are right, an admin starts billing with"),
+                "ocpp-billing go-live --from DATE",
+            )
+        )
+    return shown

@@ -1,0 +1,93 @@
+"""The dashboard: is every watt-hour accounted for, and what needs a person?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.shortcuts import render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET
+from django.views.decorators.vary import vary_on_headers
+
+from ocpp_billing import clock
+from ocpp_billing.billing.balance import read_balance
+from ocpp_billing.portal import charts, queries, wording
+from ocpp_billing.portal.live import current_mark
+from ocpp_billing.portal.run_words import describe
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest, HttpResponse
+
+    from ocpp_billing.billing.balance import Balance
+    from ocpp_billing.config import Config
+
+CHART_DAYS = 30
+CHART_HEIGHT_PX = 180
+RECENT_RUNS = 6
+
+
+def missing_connections(config: Config) -> list[dict[str, Any]]:
+    """Which of the two systems are not configured, and the variables that are missing."""
+    # Wanted, and what some releases want besides.
+    needed: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "StEvE": (("STEVE_API_URL", "STEVE_API_KEY"), ("STEVE_API_USERNAME",)),
+        "Lago": (("LAGO_API_KEY",), ()),
+    }
+    return [
+        {
+            "system": system,
+            "variables": [
+                tuple(sentence.split(" is not set: ")) for sentence in config.missing(*names, *optional)
+            ],
+        }
+        for system, (names, optional) in needed.items()
+        if config.missing(*names)
+    ]
+
+
+def _state_rows(balance: Balance) -> list[dict[str, Any]]:
+    return [{"words": words, "amount": balance.states[state]} for state, words in wording.STATES.items()]
+
+
+def _attention_rows(source: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": group,
+            "words": wording.of_reason(group.state, group.reason),
+            "state": wording.STATES[group.state],
+        }
+        for group in queries.attention_groups(source)
+    ]
+
+
+@require_GET
+@never_cache
+@vary_on_headers("HX-Request")
+def dashboard(request: HttpRequest) -> HttpResponse:
+    """The page; for htmx, only its live part."""
+    source, now, zone = settings.CONFIG.steve_source, clock.now(), settings.CONFIG.timezone
+    # Before anything is read: what changes meanwhile is announced, at worst once too often.
+    mark = current_mark(source)
+    balance = read_balance(source)
+    today, week = queries.today_and_week(source, now, zone)
+    days, energies_wh = queries.energy_by_day(source, now, zone, CHART_DAYS)
+    context = {
+        "mark": mark,
+        "now": now,
+        "balance": balance,
+        "accounted_for": not balance.unexplained.sessions and not balance.unexplained.energy_wh,
+        "states": _state_rows(balance),
+        "bar": charts.stack({state: balance.states[state].energy_wh for state in wording.STATES}),
+        "attention": _attention_rows(source),
+        "today": today,
+        "week": week,
+        "mappings": queries.count_mappings(source, now),
+        "chart": charts.day_chart(days, energies_wh, list(wording.STATES), CHART_HEIGHT_PX),
+        "runs": [describe(run) for run in queries.recent_runs(source, RECENT_RUNS)],
+        "missing": missing_connections(settings.CONFIG),
+    }
+    live_part_only = request.headers.get("HX-Request") == "true"
+    return render(
+        request, "portal/dashboard_live.html" if live_part_only else "portal/dashboard.html", context
+    )

@@ -1,0 +1,74 @@
+"""Tell open pages that something changed: server-sent events, one line each, no data in them.
+
+The page then fetches itself anew, so what is shown comes from one place and passes the same permissions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.http import StreamingHttpResponse
+from django.views.decorators.http import require_GET
+
+from ocpp_billing.portal.queries import change_mark
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from django.http import HttpRequest
+
+POLL_S = 2
+# Proxies and browsers drop a connection on which nothing is said.
+KEEP_ALIVE_S = 20
+# Then the browser connects again by itself, and whether it may is checked again.
+STREAM_S = 300
+
+
+def current_mark(source: str) -> str:
+    """What a page shows now, as a short text to compare."""
+    return hashlib.sha256(change_mark(source).encode()).hexdigest()[:16]
+
+
+def _look(source: str) -> str:
+    """The mark, from a thread of the pool: its connection must not stay open until the next poll."""
+    try:
+        return current_mark(source)
+    finally:
+        connection.close()
+
+
+async def stream_changes(
+    source: str, seen: str, *, poll_s: float = POLL_S, stream_s: float = STREAM_S
+) -> AsyncIterator[str]:
+    """Yield an event whenever the mark differs from ``seen``, then from the one sent last."""
+    yield "retry: 3000\n\n"
+    started_s = spoke_s = time.monotonic()
+    while time.monotonic() - started_s < stream_s:
+        try:
+            mark = await sync_to_async(_look, thread_sensitive=False)(source)
+        except DatabaseError:
+            mark = seen  # The database is away: nothing to tell until it is back.
+        if mark != seen:
+            seen, spoke_s = mark, time.monotonic()
+            yield f"id: {mark}\nevent: changed\ndata: \n\n"
+        elif time.monotonic() - spoke_s >= KEEP_ALIVE_S:
+            spoke_s = time.monotonic()
+            yield ": still here\n\n"
+        await asyncio.sleep(poll_s)
+
+
+@require_GET
+async def changes(request: HttpRequest) -> StreamingHttpResponse:
+    """The event stream of a page; ``?seen=`` is the mark the page was drawn with."""
+    seen = request.headers.get("Last-Event-ID") or request.GET.get("seen", "")
+    return StreamingHttpResponse(
+        stream_changes(settings.CONFIG.steve_source, seen),
+        content_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )

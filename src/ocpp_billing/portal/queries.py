@@ -1,0 +1,251 @@
+"""What the pages read. Each function is a few queries, named after the question it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+from django.db import connection
+
+from ocpp_billing.billing.models import DeliveryControl
+from ocpp_billing.charging.models import Source
+from ocpp_billing.sync.models import RunStatus, SyncRun, WorkerHeartbeat
+from ocpp_billing.sync.triggers import SILENT_AFTER
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+
+def _rows(sql: str, bound: dict[str, Any]) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, bound)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
+
+
+# -- is money flowing? ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Freshness and whatever stops money from flowing, of one source."""
+
+    known_since: datetime | None
+    synced_at: datetime | None
+    running_since: datetime | None
+    next_run_at: datetime | None
+    worker_seen_at: datetime | None
+    worker_alive: bool
+    live_from: datetime | None
+    paused_at: datetime | None
+    paused_by: str
+    pause_reason: str
+
+    @property
+    def shadow(self) -> bool:
+        """Everything is read and decided, nothing is sent."""
+        return self.live_from is None
+
+
+def read_status(source: str, now: datetime) -> Status:
+    """Read freshness, worker and delivery in five small queries."""
+    known_since = Source.objects.filter(name=source).values_list("created_at", flat=True).first()
+    runs = SyncRun.objects.filter(source_id=source)
+    synced_at = (
+        runs.filter(status__in=[RunStatus.COMPLETED, RunStatus.PARTIAL])
+        .order_by("-id")
+        .values_list("ended_at", flat=True)
+        .first()
+    )
+    running = runs.filter(status=RunStatus.RUNNING).first()
+    # The leader speaks for all; without one, whoever was heard last.
+    worker = WorkerHeartbeat.objects.filter(source_id=source).order_by("-leader", "-seen_at").first()
+    alive = worker is not None and now - worker.seen_at < SILENT_AFTER
+    control = DeliveryControl.objects.filter(source_id=source).first()
+    return Status(
+        known_since=known_since,
+        synced_at=synced_at,
+        running_since=running.started_at if running else None,
+        next_run_at=worker.next_run_at if worker and alive else None,
+        worker_seen_at=worker.seen_at if worker else None,
+        worker_alive=alive,
+        live_from=settings.CONFIG.billing_start_at or (control.live_from if control else None),
+        paused_at=control.paused_at if control else None,
+        paused_by=(control.paused_by or "") if control else "",
+        pause_reason=(control.pause_reason or "") if control else "",
+    )
+
+
+# Whatever a page shows comes with one of these: a run, its steps and log, a decision, an event, an act of a
+# person. Primary keys only, so that it costs the same at a million sessions. While a run is under way
+# deliveries change rows in place: then time itself is part of the mark.
+_MARK = """
+SELECT (SELECT string_agg(id || status || coalesce(ended_at::text, ''), ',') FROM (
+            SELECT id, status, ended_at FROM sync_run WHERE source_id = %(source)s ORDER BY id DESC LIMIT 3
+        ) run),
+       (SELECT max(id) FROM sync_log), (SELECT max(id) FROM sync_step),
+       (SELECT max(id) FROM charging_session), (SELECT max(id) FROM decision),
+       (SELECT max(id) FROM usage_event), (SELECT max(id) FROM audit_entry),
+       (SELECT max(updated_at) FROM tag_mapping),
+       (SELECT row(live_from, paused_at, pause_reason)::text FROM delivery_control
+        WHERE source_id = %(source)s),
+       (SELECT bool_or(seen_at > now() - %(silent_after)s) FROM worker_heartbeat
+        WHERE source_id = %(source)s),
+       CASE WHEN EXISTS (SELECT FROM sync_run WHERE source_id = %(source)s AND status = 'running')
+            THEN floor(extract(epoch FROM clock_timestamp()) / 4) END
+"""
+
+
+def change_mark(source: str) -> str:
+    """A text that differs when a page of this source may show something new."""
+    return repr(_rows(_MARK, {"source": source, "silent_after": SILENT_AFTER})[0])
+
+
+# -- the dashboard --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Sessions that need a person, by state and reason, and since when the first of them waits."""
+
+    state: str
+    reason: str | None
+    sessions: int
+    energy_wh: int
+    # Stuck sessions have no energy in the ledger; this is what their meters last said, where they did.
+    evidence_wh: int
+    since: datetime | None
+
+    @property
+    def at_stake_wh(self) -> int:
+        """What to rank by."""
+        return self.energy_wh + self.evidence_wh
+
+
+# Sessions are counted under the state that names them, energy by its parts, as in the balance: the
+# figures here add up to the table beside them.
+_ATTENTION = """
+SELECT state, reason, sum(sessions)::bigint, sum(energy_wh)::bigint, sum(evidence_wh)::bigint, min(since)
+FROM (
+    SELECT state, reason, 1 AS sessions, 0 AS energy_wh,
+           CASE WHEN state = 'stuck' THEN greatest((evidence ->> 'stop_wh')::bigint - start_wh, 0) ELSE 0 END
+               AS evidence_wh,
+           coalesce(stop_seen_at, stuck_since, first_seen_at) AS since
+    FROM charging_session WHERE source_id = %(source)s AND state IN ('held', 'rejected', 'stuck')
+    UNION ALL
+    SELECT rest_state, rest_reason, 0, rest_wh, 0, NULL
+    FROM charging_session WHERE source_id = %(source)s AND rest_state IN ('held', 'stuck')
+    UNION ALL
+    SELECT state, reason, 0, energy_wh, 0, NULL
+    FROM usage_event WHERE source_id = %(source)s AND state IN ('held', 'rejected')
+) part
+GROUP BY state, reason
+"""
+
+
+def attention_groups(source: str) -> list[AttentionGroup]:
+    """What needs a person, most energy at stake first."""
+    groups = [
+        AttentionGroup(state, reason, sessions, energy_wh, evidence_wh or 0, since)
+        for state, reason, sessions, energy_wh, evidence_wh, since in _rows(_ATTENTION, {"source": source})
+    ]
+    return sorted(groups, key=lambda group: (-group.at_stake_wh, -group.sessions, group.reason or ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Transactions that stopped within a period, and their energy (a negative one counts 0)."""
+
+    sessions: int
+    energy_wh: int
+
+
+_PERIODS = """
+SELECT count(*) FILTER (WHERE stopped_at >= %(today)s),
+       coalesce(sum(greatest(energy_wh, 0)) FILTER (WHERE stopped_at >= %(today)s), 0)::bigint,
+       count(*),
+       coalesce(sum(greatest(energy_wh, 0)), 0)::bigint
+FROM charging_session
+WHERE source_id = %(source)s AND stopped_at >= %(week)s AND stopped_at < %(tomorrow)s
+"""
+
+
+def midnight(day: date, zone: ZoneInfo) -> datetime:
+    """The first instant of a day in a zone."""
+    return datetime.combine(day, time(), tzinfo=zone)
+
+
+def today_and_week(source: str, now: datetime, zone: ZoneInfo) -> tuple[Period, Period]:
+    """Transactions that stopped today, and since Monday, in ``zone``."""
+    today = now.astimezone(zone).date()
+    bound = {
+        "source": source,
+        "today": midnight(today, zone),
+        "tomorrow": midnight(today + timedelta(days=1), zone),
+        "week": midnight(today - timedelta(days=today.weekday()), zone),
+    }
+    ((sessions, energy_wh, week_sessions, week_wh),) = _rows(_PERIODS, bound)
+    return Period(sessions, energy_wh), Period(week_sessions, week_wh)
+
+
+@dataclass(frozen=True, slots=True)
+class MappingCount:
+    """Tags that have a mapping which is not over, and those whose mapping is active right now."""
+
+    total: int
+    active: int
+
+
+_MAPPINGS = """
+SELECT count(DISTINCT mapping.id_tag_id),
+       count(DISTINCT mapping.id_tag_id) FILTER (WHERE mapping.active AND mapping.valid_from <= %(now)s)
+FROM tag_mapping mapping JOIN id_tag ON id_tag.id = mapping.id_tag_id
+WHERE id_tag.source_id = %(source)s AND (mapping.valid_to IS NULL OR mapping.valid_to > %(now)s)
+"""
+
+
+def count_mappings(source: str, now: datetime) -> MappingCount:
+    """Mappings, counted by tag: the intervals of one tag's history are one mapping."""
+    ((total, active),) = _rows(_MAPPINGS, {"source": source, "now": now})
+    return MappingCount(total, active)
+
+
+_DAYS = """
+SELECT (stopped_at AT TIME ZONE %(zone)s)::date, state, sum(energy_wh)::bigint FROM (
+    SELECT stopped_at, rest_state AS state, rest_wh AS energy_wh
+    FROM charging_session
+    WHERE source_id = %(source)s AND stopped_at >= %(since)s AND stopped_at < %(until)s
+      AND rest_state IS NOT NULL
+    UNION ALL
+    SELECT session.stopped_at, event.state, event.energy_wh
+    FROM usage_event event JOIN charging_session session ON session.id = event.session_id
+    WHERE session.source_id = %(source)s AND session.stopped_at >= %(since)s
+      AND session.stopped_at < %(until)s AND event.state <> 'void'
+) part
+GROUP BY 1, 2
+"""
+
+
+def energy_by_day(
+    source: str, now: datetime, zone: ZoneInfo, days: int
+) -> tuple[list[date], dict[date, dict[str, int]]]:
+    """Wh by day of the stop and state, for the last ``days`` days and today among them, in ``zone``."""
+    today = now.astimezone(zone).date()
+    calendar = [today - timedelta(days=back) for back in range(days - 1, -1, -1)]
+    bound = {
+        "source": source,
+        "zone": zone.key,
+        "since": midnight(calendar[0], zone),
+        "until": midnight(today + timedelta(days=1), zone),
+    }
+    energies_wh: dict[date, dict[str, int]] = {}
+    for day, state, energy_wh in _rows(_DAYS, bound):
+        energies_wh.setdefault(day, {})[state] = energy_wh
+    return calendar, energies_wh
+
+
+def recent_runs(source: str, limit: int) -> list[SyncRun]:
+    """The newest runs first."""
+    return list(SyncRun.objects.filter(source_id=source).order_by("-id")[:limit])

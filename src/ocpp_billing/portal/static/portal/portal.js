@@ -1,0 +1,55 @@
+// What makes an open page live. Everything else works without JavaScript.
+(() => {
+  // -- refresh when the server says that something changed ------------------------------------------
+  // A refresh that is slow for the server is asked for less often: at most a tenth of the time.
+  let startedAt = 0;
+  let restUntil = 0;
+  let waiting = null;
+
+  const live = () => document.getElementById("live");
+
+  const refresh = () => {
+    if (waiting !== null || live() === null) return;
+    waiting = setTimeout(() => {
+      waiting = null;
+      if (document.hidden) {
+        document.addEventListener("visibilitychange", refresh, { once: true });
+        return;
+      }
+      startedAt = performance.now();
+      htmx.trigger(live(), "changed");
+    }, Math.max(0, restUntil - performance.now()));
+  };
+
+  let open = new Set();
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.target.id !== "live") return;
+    open = new Set([...event.target.querySelectorAll("details[open]")].map((details) => details.id));
+  });
+  document.addEventListener("htmx:afterSwap", () => {
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    if (startedAt) restUntil = performance.now() + 10 * (performance.now() - startedAt);
+    tick();
+  });
+
+  if (live() !== null) {
+    const stream = new EventSource(`${live().dataset.live}?seen=${live().dataset.seen}`);
+    stream.addEventListener("changed", refresh);
+    window.addEventListener("pagehide", () => stream.close());
+    window.addEventListener("pageshow", (event) => event.persisted && location.reload());
+  }
+
+  // -- "12 s ago" keeps counting --------------------------------------------------------------------
+  // Only what the server wrote as relative; the words are the server's, the number is counted on.
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const tick = () => {
+    for (const time of document.querySelectorAll("time[data-relative]")) {
+      const seconds = Math.floor((Date.now() - Date.parse(time.dateTime)) / 1000);
+      const pattern = time.dataset.relative;
+      if (!pattern || seconds < 1 || seconds >= 86400) continue;
+      const [size, unit] = units.find(([size]) => seconds >= size);
+      time.textContent = pattern.replace("{}", `${Math.floor(seconds / size)} ${unit}`);
+    }
+  };
+  setInterval(tick, 5000);
+})();
