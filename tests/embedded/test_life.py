@@ -266,7 +266,8 @@ def test_a_stale_process_id_of_somebody_else_is_neither_signalled_nor_in_the_way
     lines = pid_file.read_text().splitlines()
     owner.stop()
     change = {"user": server_uid, "group": server_uid, "extra_groups": []} if ROOT else {}
-    with subprocess.Popen(["/bin/sleep", "60"], **change) as bystander:
+    bystander = subprocess.Popen(["/bin/sleep", "60"], **change)
+    try:
         lines[0] = str(bystander.pid)
         pid_file.write_text("\n".join(lines) + "\n")
         os.chown(pid_file, server_uid, -1)
@@ -274,7 +275,9 @@ def test_a_stale_process_id_of_somebody_else_is_neither_signalled_nor_in_the_way
         assert ask(again.answer["url"], "SELECT 1") == 1
         again.stop()
         assert bystander.poll() is None
+    finally:
         bystander.kill()
+        bystander.wait()
 
 
 def test_a_server_that_somebody_started_by_hand_is_left_alone(folder: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from ocpp_billing.embedded.errors import UnsupportedError
@@ -51,21 +52,18 @@ class Child:
         self._output_fd = os.memfd_create("postgres-output")
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._started = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._start_error: OSError | None = None
-        self.pid: int
         self.returncode: int | None = None
-        threading.Thread(target=self._keep, name="embedded-postgres", daemon=True).start()
-        self._started.wait()
-        if self._process is None:
+        started: SimpleQueue[int | OSError] = SimpleQueue()
+        threading.Thread(target=self._keep, args=(started,), name="embedded-postgres", daemon=True).start()
+        pid = started.get()
+        if isinstance(pid, OSError):
             os.close(self._output_fd)
-            raise UnsupportedError(f"No process can be started for PostgreSQL: {self._start_error}.")
-        self.pid = self._process.pid
+            raise UnsupportedError(f"No process can be started for PostgreSQL: {pid}.") from pid
+        self.pid = pid
 
-    def _keep(self) -> None:
+    def _keep(self, started: SimpleQueue[int | OSError]) -> None:
         try:
-            process = self._process = subprocess.Popen(  # noqa: S603 - our own arguments, no shell
+            process = subprocess.Popen(  # noqa: S603 - our own arguments, no shell
                 self._arguments,
                 cwd="/",
                 env=_environment(),
@@ -75,10 +73,9 @@ class Child:
                 start_new_session=True,
             )
         except OSError as error:
-            self._start_error = error
+            started.put(error)
             return
-        finally:
-            self._started.set()
+        started.put(process.pid)
         # Until it is reaped its process id cannot become somebody else's; send() relies on that.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
