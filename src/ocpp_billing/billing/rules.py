@@ -132,18 +132,18 @@ def _judge_clock(facts: SessionFacts) -> Verdict | None:
         return _hold(Reason.CLOCK_SKEW, "the start time is missing")
     if stopped_at < started_at:
         return _hold(Reason.CLOCK_SKEW, f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}")
-    if started_at > facts.first_seen_at + CLOCK_TOLERANCE:
+    if started_at - facts.first_seen_at > CLOCK_TOLERANCE:
         return _hold(
             Reason.CLOCK_SKEW,
             f"started {started_at:%F %T}, after it was first seen {facts.first_seen_at:%F %T}",
         )
-    if stopped_at > facts.stop_seen_at + CLOCK_TOLERANCE:
+    if stopped_at - facts.stop_seen_at > CLOCK_TOLERANCE:
         return _hold(
             Reason.CLOCK_SKEW,
             f"stopped {stopped_at:%F %T}, after the stop was first seen {facts.stop_seen_at:%F %T}",
         )
     lower = facts.latest_lower_start_at
-    if lower is not None and started_at < lower - CLOCK_LAG:
+    if lower is not None and lower - started_at > CLOCK_LAG:
         return _hold(
             Reason.CLOCK_SKEW,
             f"started {started_at:%F %T}, more than {CLOCK_LAG.days} days before {lower:%F %T}, "
@@ -162,14 +162,15 @@ def _judge_energy(facts: SessionFacts, limits: Limits) -> Verdict | None:
     if energy_wh > limits.max_session_kwh * 1000:
         return _hold(Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh")
     assert facts.started_at is not None  # noqa: S101 - _judge_clock came first
-    duration_s = (facts.stopped_at - facts.started_at) // timedelta(seconds=1)
-    if duration_s > limits.max_session_hours * 3600:
-        return _hold(Reason.IMPLAUSIBLE, f"lasted {duration_s} s, more than {limits.max_session_hours} hours")
+    duration = facts.stopped_at - facts.started_at
+    duration_us = duration // timedelta(microseconds=1)
+    if duration_us > limits.max_session_hours * 3_600_000_000:
+        return _hold(Reason.IMPLAUSIBLE, f"lasted {duration}, more than {limits.max_session_hours} hours")
     # kW on average = Wh / 1000 / (s / 3600); compared without a division, so that 0 s is covered, too.
-    if energy_wh * 36 > limits.max_power_kw * 10 * duration_s:
+    if energy_wh * 3_600_000 > limits.max_power_kw * duration_us:
         return _hold(
             Reason.IMPLAUSIBLE,
-            f"{energy_wh} Wh in {duration_s} s is more than {limits.max_power_kw} kW on average",
+            f"{energy_wh} Wh in {duration} is more than {limits.max_power_kw} kW on average",
         )
     return None
 
