@@ -57,20 +57,22 @@ def build_event(facts: EventFacts) -> UsageEvent:
     """The event as it is frozen in the outbox and sent, the same at every attempt.
 
     The id tag is a credential and personal data, and Lago cannot delete an event: only its last four
-    characters go along unless ``LAGO_SEND_ID_TAG`` says otherwise.
+    characters go along unless ``LAGO_SEND_ID_TAG`` says otherwise, and none of a tag that has no more.
     """
+    kwh = format_kwh(facts.energy_wh)
     properties = {
-        facts.field_name: format_kwh(facts.energy_wh),
+        facts.field_name: kwh,
         "charge_box_id": facts.charge_box_id,
         "connector_id": str(facts.connector_id),
         "started_at": _iso(facts.started_at),
         "stopped_at": _iso(facts.stopped_at),
         "duration_s": str((facts.stopped_at - facts.started_at) // timedelta(seconds=1)),
         "steve_transaction_id": str(facts.steve_transaction_id),
-        "id_tag_last4": facts.id_tag[-4:],
+        "id_tag_last4": facts.id_tag[-4:] if len(facts.id_tag) > 4 else "",
     }
     if facts.send_id_tag:
         properties["id_tag"] = facts.id_tag
+    properties[facts.field_name] = kwh  # also where the metric's field is called like one of ours
     return UsageEvent(
         transaction_id=facts.transaction_id,
         code=facts.metric_code,
@@ -157,10 +159,10 @@ def settle(
     ):
         return Settlement()
     void = tuple(event.event_id for event in waiting)
-    if not sent:
-        return Settlement(void, bill_wh=energy_wh)
     if open_wh == 0:
         return Settlement(void)
+    if not sent:
+        return Settlement(void, bill_wh=energy_wh)
     if open_wh < 0 or open_wh > max_auto_correction_wh:
         return _keep_what_was_sent(void, open_wh)
     return Settlement(void, bill_wh=open_wh, correction=True)
