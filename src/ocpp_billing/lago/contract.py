@@ -46,9 +46,9 @@ class SubscriptionRow:
         """Whether an event of that time is still to be invoiced.
 
         A terminated row was billed at once when it ended; an active one was billed up to the beginning of
-        its current period.
+        its current period. Where Lago does not say when that began, nothing is certain to be invoiced.
         """
-        return self.status == "active" and (self.period_from is None or self.period_from <= at)
+        return self.status == "active" and self.period_from is not None and self.period_from <= at
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,10 @@ def choose_subscription(
             "choose one in the mapping",
         )
     (row,) = charging
+    if row.status == "active" and row.period_from is None:
+        return NotBilled(
+            Reason.LATE_PERIOD, f"Lago does not say when the billing period of {row.external_id} began"
+        )
     if not row.is_open_for(at):
         return NotBilled(
             Reason.LATE_PERIOD,
