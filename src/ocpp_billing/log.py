@@ -5,19 +5,32 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import MutableMapping
 
-_SECRET_NAME = re.compile(r"secret|password|api_key|token|authorization|cookie", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"secret|passw|api[-_]?key|token|authorization|cookie|credential|database_url", re.IGNORECASE
+)
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Replace the value of every field whose name speaks of a secret."""
-    return {key: "[hidden]" if _SECRET_NAME.search(key) else value for key, value in event.items()}
+    """Replace the value of every field whose name speaks of a secret, however deep it lies."""
+    return {key: _shown(key, value) for key, value in event.items()}
+
+
+def _shown(key: Any, value: Any) -> Any:
+    if isinstance(key, str) and _SECRET_NAME.search(key):
+        return "[hidden]"
+    if isinstance(value, Mapping):
+        return {name: _shown(name, inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(None, inner) for inner in value]
+    return tuple(_shown(None, inner) for inner in value) if type(value) is tuple else value
 
 
 def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
@@ -38,7 +51,10 @@ def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if json_lines
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,  # others print variables, and secrets in them
+        )
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
