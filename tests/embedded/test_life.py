@@ -220,26 +220,25 @@ def test_the_socket_is_in_a_folder_that_nobody_else_can_enter(somebody: Somebody
     }
 
 
+STRANGER = """
+import os, sys
+import psycopg
+uid, gid = int(sys.argv[1]), int(sys.argv[2])
+os.setgroups([])
+os.setresgid(gid, gid, gid)
+os.setresuid(uid, uid, uid)
+try:
+    psycopg.connect(sys.argv[3]).close()
+    print("let in")
+except psycopg.Error as error:
+    print(error)
+"""
+
+
 def connect_as(uid: int, gid: int, url: str) -> str:
     """What a process of that user is told when it connects."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        try:
-            psycopg.connect(url).close()
-            answer = "let in"
-        except psycopg.Error as error:
-            answer = str(error)
-        os.write(writer, answer.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    return answer
+    arguments = [sys.executable, "-c", STRANGER, str(uid), str(gid), url]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @needs_root

@@ -361,6 +361,25 @@ def test_root_uses_a_user_of_its_own(data: Path) -> None:
 
 
 @needs_root
+def test_the_user_is_made_when_it_is_missing_and_cannot_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"ocpp-test-{os.getpid()}"
+    remove = shutil.which("userdel", path="/usr/sbin:/sbin:/usr/bin")
+    if remove is None or not os.access("/etc/passwd", os.W_OK):
+        pytest.skip("users cannot be made and removed here")
+    monkeypatch.setattr(place_module, "SYSTEM_USER", name)
+    notices: list[str] = []
+    try:
+        user = place_module._system_user(notices.append)
+        assert (user.name, user.uid) == (name, pwd.getpwnam(name).pw_uid)
+        assert pwd.getpwnam(name).pw_shell.endswith("nologin")
+        assert notices == [f"The system user {name} was made: PostgreSQL does not run as root."]
+        assert place_module._system_user(notices.append) == user
+        assert len(notices) == 1
+    finally:
+        subprocess.run([remove, name], check=True, capture_output=True)
+
+
+@needs_root
 def test_root_takes_another_user_where_none_can_be_made(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
