@@ -30,6 +30,8 @@ def add_session(
     evidence=None,
 ):
     """One session; ``stopped_ago=None`` = not stopped. Its energy lies in the rest unless Lago has it."""
+    if state == "held" and reason is None:
+        reason = "undecided"
     source = add_source()
     number = ChargingSession.objects.count() + 1
     in_event = state in {"queued", "accepted", "confirmed", "rejected"}

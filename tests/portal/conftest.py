@@ -1,0 +1,65 @@
+"""People, and the clients they are signed in with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from django.conf import settings as django_settings
+
+from ocpp_billing import clock
+from ocpp_billing.accounts.models import Role, User
+
+PASSWORD = "correct horse battery staple"
+BACKEND = "allauth.account.auth_backends.AuthenticationBackend"
+
+
+@pytest.fixture
+def now():
+    return clock.now()
+
+
+def add_person(role, email=None, **fields):
+    return User.objects.create_user(
+        email or f"{role}@example.org", PASSWORD, name=f"The {role}", role=role, **fields
+    )
+
+
+@pytest.fixture
+def signed_in(db):
+    """A function: role -> a client whose person has it."""
+    from django.test import Client
+
+    def sign_in(role=Role.ADMIN):
+        client = Client()
+        person = User.objects.filter(role=role).first() or add_person(role)
+        client.force_login(person, backend=BACKEND)
+        return client
+
+    return sign_in
+
+
+@pytest.fixture
+def configured(settings):
+    """Both systems are configured, billing has begun."""
+    settings.CONFIG = dataclasses.replace(
+        django_settings.CONFIG,
+        steve_api_url="http://localhost:9",
+        steve_api_key="key",
+        steve_api_username="api",
+        lago_api_key="key",
+        billing_start="2026-01-01",
+    )
+    return settings.CONFIG
+
+
+@pytest.fixture
+def at():
+    """A function that sets the time, for this test."""
+
+    def install(instant):
+        clock.install_clock(lambda: instant)
+        return instant
+
+    yield install
+    clock.install_clock(None)

@@ -1,0 +1,206 @@
+"""What holds for every page: sign-in, headers, no foreign address, few queries."""
+
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import URLResolver, get_resolver
+
+from ocpp_billing.accounts.models import Role
+from tests.portal import ledger
+
+pytestmark = pytest.mark.django_db
+
+OPEN = {
+    "/healthz",
+    "/theme",
+    "/accounts/login/",
+    "/accounts/logout/",
+    "/accounts/inactive/",
+    "/accounts/signup/",
+}
+PAGES = ["/", "/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"]
+OPEN_PAGES = ["/accounts/login/", "/accounts/signup/", "/accounts/inactive/"]
+
+
+def every_path():
+    """All addresses without parameters, but those of the API, which answers for itself."""
+
+    def walk(patterns, prefix):
+        for pattern in patterns:
+            path = prefix + str(pattern.pattern)
+            if isinstance(pattern, URLResolver):
+                yield from walk(pattern.url_patterns, path)
+            elif "<" not in path and "(" not in path:
+                yield path
+
+    return sorted(path for path in walk(get_resolver().url_patterns, "/") if not path.startswith("/api/"))
+
+
+def test_every_address_but_the_open_ones_demands_sign_in(client):
+    closed = [path for path in every_path() if path not in OPEN]
+    assert "/" in closed
+    for path in closed:
+        for answer in (client.get(path), client.post(path)):
+            assert answer.status_code == 302, path
+            assert answer.headers["Location"].startswith("/accounts/login/?next="), path
+
+
+def test_a_script_whose_session_ended_is_sent_to_sign_in_as_a_whole_page(client):
+    answer = client.get(
+        "/", headers={"HX-Request": "true", "HX-Current-URL": "http://testserver/?from=2026-11-01"}
+    )
+    assert answer.status_code == 401
+    assert answer.headers["HX-Redirect"] == "/accounts/login/?next=%2F%3Ffrom%3D2026-11-01"
+
+
+def test_an_event_stream_whose_session_ended_is_refused(client):
+    assert client.get("/live", headers={"Accept": "text/event-stream"}).status_code == 401
+
+
+def test_a_deactivated_person_is_out_at_once(signed_in):
+    from ocpp_billing.accounts.models import User
+
+    client = signed_in(Role.OPERATOR)
+    assert client.get("/").status_code == 200
+    User.objects.update(is_active=False)
+    assert client.get("/").status_code == 302
+
+
+@pytest.mark.parametrize("path", PAGES + OPEN_PAGES)
+def test_security_headers_are_on_every_page(signed_in, path):
+    client = signed_in() if path in PAGES else Client()
+    headers = client.get(path).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == "'self'"
+    assert policy["style-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "same-origin"
+
+
+class Page(HTMLParser):
+    """Collects what the policy would block and what would leave this site."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.foreign, self.inline = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        for name, value in values.items():
+            if name in {"href", "src", "action", "srcset", "poster", "hx-get", "hx-post"} and re.match(
+                r"(?i)\s*([a-z]+:)?//|javascript:", value or ""
+            ):
+                self.foreign.append((tag, name, value))
+            if name == "style" or name.startswith("on"):
+                self.inline.append((tag, name))
+        if tag == "style" or (tag == "script" and "src" not in values):
+            self.inline.append((tag, "element"))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *OPEN_PAGES, "/there-is-no-such-page"])
+def test_no_page_names_another_site_or_carries_inline_code(signed_in, now, path):
+    ledger.fill(now)
+    client = Client() if path in OPEN_PAGES else signed_in()
+    page = Page(client.get(path).content.decode())
+    assert page.foreign == []
+    assert page.inline == []
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_page_takes_more_than_thirty_queries(signed_in, now, path):
+    ledger.fill(now)
+    ledger.add_run(now, ago=timedelta(seconds=5), status="running")
+    client = signed_in()
+    with CaptureQueriesContext(
+        connection,
+    ) as queries:
+        assert client.get(path).status_code == 200
+    assert len(queries) <= 30
+
+
+def test_the_dashboards_queries_do_not_grow_with_the_ledger(signed_in, now):
+    client = signed_in()
+    client.get("/")
+    with CaptureQueriesContext(connection) as few:
+        client.get("/")
+    ledger.fill(now)
+    with CaptureQueriesContext(connection) as many:
+        client.get("/")
+    assert len(many) <= len(few)
+
+
+def test_the_process_says_that_it_lives_without_asking_the_database(client, django_assert_num_queries):
+    with django_assert_num_queries(0):
+        assert client.get("/healthz").content == b"ok\n"
+
+
+# -- errors -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_page_says_so_in_our_look(client):
+    answer = client.get("/there-is-no-such-page")
+    assert answer.status_code == 404
+    assert "There is no such page" in answer.content.decode()
+    assert "portal.css" in answer.content.decode()
+
+
+def test_a_fault_leaks_nothing_and_needs_no_database(signed_in, monkeypatch):
+    def fail(*_arguments):
+        raise RuntimeError("password=secret")
+
+    client = signed_in()
+    client.raise_request_exception = False
+    monkeypatch.setattr("ocpp_billing.portal.dashboard.read_balance", fail)
+    monkeypatch.setattr("ocpp_billing.portal.context.read_status", fail)
+    answer = client.get("/")
+    assert answer.status_code == 500
+    assert "Something went wrong here" in answer.content.decode()
+    assert "secret" not in answer.content.decode()
+    assert "RuntimeError" not in answer.content.decode()
+
+
+def test_a_form_without_its_token_is_refused_with_what_to_do(db):
+    client = Client(enforce_csrf_checks=True)
+    answer = client.post("/accounts/login/", {"login": "a@example.org", "password": "x"})
+    assert answer.status_code == 403
+    assert "Open the page again and repeat" in answer.content.decode()
+
+
+def test_a_foreign_host_name_is_refused_in_our_look(client):
+    answer = client.get("/", headers={"host": "evil.example"})
+    assert answer.status_code == 400
+    assert "The request was not understood" in answer.content.decode()
+
+
+# -- theme --------------------------------------------------------------------------------------------
+
+
+def test_the_theme_is_kept_and_drawn_by_the_server(client):
+    answer = client.post("/theme", {"theme": "dark", "next": "/accounts/login/"})
+    assert answer.headers["Location"] == "/accounts/login/"
+    assert '<html lang="en" data-bs-theme="dark">' in client.get("/accounts/login/").content.decode()
+
+
+def test_an_automatic_theme_is_left_to_the_browser(client):
+    client.post("/theme", {"theme": "auto"})
+    assert '<html lang="en">' in client.get("/accounts/login/").content.decode()
+
+
+def test_an_unknown_theme_is_refused(client):
+    assert client.post("/theme", {"theme": "pink"}).status_code == 400
+    client.cookies["theme"] = '"><script>'
+    assert '<html lang="en">' in client.get("/accounts/login/").content.decode()
+
+
+@pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example", "javascript:alert(1)"])
+def test_choosing_a_theme_leads_to_no_other_site(client, back):
+    assert client.post("/theme", {"theme": "dark", "next": back}).headers["Location"] == "/"

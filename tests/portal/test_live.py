@@ -1,0 +1,127 @@
+"""Open pages learn of changes, and hold no database connection while they wait."""
+
+import asyncio
+import threading
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError, connection
+
+from ocpp_billing.accounts.audit import record
+from ocpp_billing.portal import live
+from ocpp_billing.sync.models import WorkerHeartbeat
+from tests.portal import ledger
+
+
+@pytest.mark.django_db
+class TestMark:
+    def changes(self, act):
+        before = live.current_mark("main")
+        act()
+        return live.current_mark("main") != before
+
+    def test_it_stays_while_nothing_happens(self, now):
+        ledger.fill(now)
+        assert not self.changes(lambda: None)
+
+    def test_a_heartbeat_alone_is_no_news(self, now):
+        ledger.add_worker(now)
+        assert not self.changes(lambda: WorkerHeartbeat.objects.update(seen_at=now))
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda now: ledger.add_run(now, ago=timedelta(seconds=1), status="requested"),
+            lambda now: ledger.add_session(now, state="confirmed"),
+            lambda now: ledger.add_mapping(now, tag="NEW"),
+            lambda now: record("delivery.paused", actor="Ada"),
+            lambda now: WorkerHeartbeat.objects.update(seen_at=now - timedelta(minutes=1)),
+        ],
+        ids=["a run", "a session", "a mapping", "an act", "a worker falling silent"],
+    )
+    def test_it_changes_with(self, act, now):
+        ledger.add_worker(now)
+        assert self.changes(lambda: act(now))
+
+    def test_it_moves_while_a_run_is_under_way(self, now, monkeypatch):
+        ledger.add_run(now, ago=timedelta(seconds=5), status="running")
+        marks = set()
+        finished = threading.Event()
+        for _ in range(60):
+            marks.add(live.current_mark("main"))
+            if len(marks) > 1:
+                break
+            finished.wait(0.1)
+        assert len(marks) > 1
+
+
+class EnoughError(Exception):
+    """Ends a stream that would go on for minutes."""
+
+
+def listen(looks, seen, monkeypatch):
+    """What a client hears, after the greeting, while the mark takes these values, one per look."""
+    values = iter(looks)
+
+    def look(_source):
+        value = next(values, EnoughError())
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    monkeypatch.setattr(live, "_look", look)
+    heard = []
+
+    async def collect():
+        async for line in live.stream_changes("main", seen, poll_s=0):
+            heard.append(line)
+
+    with pytest.raises(EnoughError):
+        asyncio.run(collect())
+    return heard[1:]
+
+
+def test_nothing_is_said_while_nothing_changes(monkeypatch):
+    assert listen(["a", "a", "a"], "a", monkeypatch) == []
+
+
+def test_a_change_since_the_page_was_drawn_is_told_at_once(monkeypatch):
+    assert listen(["b"], "a", monkeypatch) == ["id: b\nevent: changed\ndata: \n\n"]
+
+
+def test_each_change_is_told_once(monkeypatch):
+    told = listen(["b", "b", "c", "c"], "a", monkeypatch)
+    assert [line.splitlines()[0] for line in told] == ["id: b", "id: c"]
+
+
+def test_a_database_that_is_away_is_waited_out(monkeypatch):
+    told = listen([OperationalError("gone"), OperationalError("gone"), "b"], "a", monkeypatch)
+    assert [line.splitlines()[0] for line in told] == ["id: b"]
+
+
+def test_a_quiet_stream_is_kept_alive(monkeypatch):
+    monkeypatch.setattr(live, "KEEP_ALIVE_S", 0)
+    assert listen(["a", "a"], "a", monkeypatch) == [": still here\n\n"] * 2
+
+
+def test_a_stream_ends_so_that_the_right_to_it_is_checked_again(monkeypatch):
+    monkeypatch.setattr(live, "_look", lambda _source: "b")
+
+    async def collect():
+        return [line async for line in live.stream_changes("main", "a", poll_s=0, stream_s=0)]
+
+    assert asyncio.run(collect()) == ["retry: 3000\n\n"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_connection_is_held_between_two_looks():
+    left = []
+
+    def look_from_a_thread_of_the_pool():
+        live._look("main")
+        left.append(connection.connection)
+
+    thread = threading.Thread(target=look_from_a_thread_of_the_pool)
+    thread.start()
+    thread.join()
+    assert left == [None]
