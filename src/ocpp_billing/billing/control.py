@@ -202,7 +202,8 @@ WHERE source_id = %(source)s AND stopped_at IS NOT NULL AND superseded_at IS NUL
 """
 
 _PREVIEW = """
-SELECT e.external_customer_id, e.external_subscription_id, count(DISTINCT e.session_id), sum(e.energy_wh)::bigint
+SELECT e.external_customer_id, e.external_subscription_id,
+    count(DISTINCT e.session_id), sum(e.energy_wh)::bigint
 FROM usage_event e JOIN charging_session s ON s.id = e.session_id
 WHERE e.source_id = %(source)s AND e.state = 'queued' AND s.stopped_at >= %(live_from)s
 GROUP BY 1, 2 ORDER BY 4 DESC, 1, 2

@@ -392,7 +392,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS judged (
 """
 _JUDGED_TYPES = [
     *("int8", "int4", "int4", "text", "text", "text", "int8"),
-    *("int8", "text", "text", "_int8", "text", "text", "int8"),
+    *("int8", "text", "text", "int8[]", "text", "text", "int8"),
     *("int4", "text", "text", "text", "timestamptz", "timestamptz", "text", "int8", "timestamptz", "text"),
 ]
 

@@ -12,13 +12,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from django.db import connection
 
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.steve.wire import fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from ocpp_billing.steve.wire import MalformedRow, Transaction
@@ -67,14 +66,13 @@ def ingest_transactions(
     if not rows:
         return counts
     latest = {row.steve_id: row for row in rows}
+    incoming = [latest[steve_id] for steve_id in sorted(latest)]
     _lock_source(cursor, source)
+    known = _known_starts(cursor, source, incoming[0].steve_id, incoming[-1].steve_id, now)
     cursor.execute(_CREATE_INCOMING)
-    copied = _with_latest_lower_start(
-        cursor, source, sorted(latest.values(), key=lambda row: row.steve_id), now
-    )
     with cursor.copy(_COPY_INCOMING) as copy:
         copy.set_types(_COPY_TYPES)
-        for record in copied:
+        for record in _records(incoming, known, now):
             copy.write_row(record)
     cursor.execute(_INSERT_TAGS, {"source": source, "now": now})
     cursor.execute(_FIND_STRANGERS, {"source": source})
@@ -92,27 +90,42 @@ def _lock_source(cursor: Any, source: str) -> None:
     cursor.execute("SELECT 1 FROM source WHERE name = %s FOR UPDATE", [source])
 
 
-def _with_latest_lower_start(
-    cursor: Any, source: str, rows: Sequence[Transaction], now: datetime
-) -> Iterable[tuple[Any, ...]]:
-    """The records to copy, each with the latest credible start among lower ids (rows sorted by id)."""
+@dataclass(slots=True)
+class _KnownStarts:
+    """Credible starts that the ledger knows around the rows that come in.
+
+    Attributes:
+        latest_below: the latest one among ids below all of the rows.
+        between: (id, start) of sessions between them, in order.
+    """
+
+    latest_below: datetime | None
+    between: list[tuple[int, datetime]]
+
+
+def _known_starts(cursor: Any, source: str, low: int, high: int, now: datetime) -> _KnownStarts:
+    """Read them; when all rows are new ids, the source's running maximum says it all."""
     cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s", [source])
     highest_id, latest = cursor.fetchone()
-    between: list[tuple[int, datetime]] = []
-    if rows[0].steve_id <= highest_id:
-        ahead = now + CREDIBLE_AHEAD
-        bound = {"source": source, "low": rows[0].steve_id, "high": rows[-1].steve_id, "ahead": ahead}
-        cursor.execute(_LATEST_BELOW, bound)
-        (latest,) = cursor.fetchone()
-        cursor.execute(_STARTS_BETWEEN, bound)
-        between = cursor.fetchall()
-    known = iter(between)
-    next_known = next(known, None)
+    if low > highest_id:
+        return _KnownStarts(latest, [])
+    bound = {"source": source, "low": low, "high": high, "ahead": now + CREDIBLE_AHEAD}
+    cursor.execute(_LATEST_BELOW, bound)
+    (latest,) = cursor.fetchone()
+    cursor.execute(_STARTS_BETWEEN, bound)
+    return _KnownStarts(latest, cursor.fetchall())
+
+
+def _records(rows: Sequence[Transaction], known: _KnownStarts, now: datetime) -> Iterator[tuple[Any, ...]]:
+    """The rows (in order of their ids) to copy, each with the latest credible start among lower ids."""
+    latest = known.latest_below
+    between = iter(known.between)
+    next_known = next(between, None)
     for row in rows:
         while next_known is not None and next_known[0] < row.steve_id:
             if latest is None or next_known[1] > latest:
                 latest = next_known[1]
-            next_known = next(known, None)
+            next_known = next(between, None)
         yield (
             row.steve_id,
             fingerprint(row),
@@ -183,17 +196,6 @@ def mark_vanished(cursor: Any, source: str, steve_ids: Sequence[int], now: datet
         [now, source, list(steve_ids)],
     )
     return int(cursor.rowcount)
-
-
-def known_open_ids(source: str) -> list[int]:
-    """Ids of sessions that StEvE last showed without a stop, in order."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT steve_id FROM charging_session WHERE source_id = %s AND stopped_at IS NULL"
-            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id",
-            [source],
-        )
-        return [steve_id for (steve_id,) in cursor.fetchall()]
 
 
 _CREATE_INCOMING = """
@@ -294,12 +296,12 @@ ORDER BY steve_id
 
 _ADVANCE_SOURCE = """
 UPDATE source SET
-    highest_id = greatest(highest_id, incoming.highest_id),
-    latest_start_at = greatest(latest_start_at, incoming.latest_start_at)
+    highest_id = greatest(source.highest_id, new.highest_id),
+    latest_start_at = greatest(source.latest_start_at, new.latest_start_at)
 FROM (
     SELECT max(steve_id) AS highest_id,
         max(started_at) FILTER (WHERE started_at <= %(ahead)s) AS latest_start_at
     FROM incoming
-) incoming
+) new
 WHERE name = %(source)s
 """

@@ -27,15 +27,15 @@ class Source(models.Model):
     """One StEvE, and how far it has been read."""
 
     name = models.CharField(primary_key=True, max_length=20)
-    base_url = models.TextField(blank=True)
+    base_url = models.TextField(blank=True, db_default="")
     capabilities = models.JSONField(null=True)
     capabilities_at = models.DateTimeField(null=True)
     # Highest transaction id ever seen; ids grow in the order of arrival (facts/steve.md 4.1).
-    highest_id = models.BigIntegerField(default=0)
+    highest_id = models.BigIntegerField(db_default=0)
     # Latest credible start among all sessions seen: what a clock of 1970 is measured against.
     latest_start_at = models.DateTimeField(null=True)
     # Paced reads: what was read when, how long it took, where a long read stands.
-    progress = models.JSONField(default=dict)
+    progress = models.JSONField(db_default={})
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:

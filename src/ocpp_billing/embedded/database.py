@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocpp_billing.embedded.postgres import EmbeddedPostgres, default_data_dir, running_url
@@ -28,15 +29,26 @@ def database(config: Config, notice: Callable[[str], None]) -> Iterator[Embedded
         os.environ["DATABASE_URL"] = config.database_url
         yield None
         return
-    data_dir = default_data_dir()
+    data_dir = data_dir_of(config)
     url = running_url(data_dir)
     if url is not None:
         os.environ["DATABASE_URL"] = url
         yield None
         return
-    with EmbeddedPostgres(data_dir, notice=notice) as server:
+    with EmbeddedPostgres(data_dir, notice=notice, binaries_dir=binaries_dir_of(config)) as server:
         os.environ["DATABASE_URL"] = server.url
         yield server
+
+
+def data_dir_of(config: Config) -> Path:
+    """Where the embedded database and generated secrets lie, by the settings or the platform."""
+    chosen = config.ocpp_billing_data_dir
+    return Path(chosen) if chosen else default_data_dir()
+
+
+def binaries_dir_of(config: Config) -> Path | None:
+    """PostgreSQL's programs that the settings name instead of the embedded ones."""
+    return Path(config.ocpp_billing_pg_bin) if config.ocpp_billing_pg_bin else None
 
 
 def set_up_schema(*, embedded: bool) -> None:
@@ -47,9 +59,9 @@ def set_up_schema(*, embedded: bool) -> None:
     Raises:
         OutdatedSchemaError: when a given database is behind the code.
     """
-    from django.core.management import call_command  # noqa: PLC0415 - Django is set up by now
-    from django.db import connection  # noqa: PLC0415
-    from django.db.migrations.executor import MigrationExecutor  # noqa: PLC0415
+    from django.core.management import call_command
+    from django.db import connection
+    from django.db.migrations.executor import MigrationExecutor
 
     executor = MigrationExecutor(connection)
     if not executor.migration_plan(executor.loader.graph.leaf_nodes()):

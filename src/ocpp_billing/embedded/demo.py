@@ -106,9 +106,9 @@ def isolate_environment(world: DemoWorld) -> None:
 
 def fresh_database() -> None:
     """Empty the demo's database: an old demo's sessions belong to another (simulated) StEvE."""
-    import psycopg  # noqa: PLC0415
-    from psycopg import sql  # noqa: PLC0415
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
+    import psycopg
+    from psycopg import sql
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     parameters = conninfo_to_dict(os.environ["DATABASE_URL"])
     name = sql.Identifier(str(parameters["dbname"]))
@@ -124,10 +124,10 @@ def furnish(world: DemoWorld) -> str:
     Returns:
         The admin's password.
     """
-    from ocpp_billing.accounts.first_admin import create_admin  # noqa: PLC0415 - Django is set up by now
-    from ocpp_billing.billing.control import go_live  # noqa: PLC0415
-    from ocpp_billing.config import load_config  # noqa: PLC0415
-    from ocpp_billing.mappings.store import create_mapping  # noqa: PLC0415
+    from ocpp_billing.accounts.first_admin import create_admin
+    from ocpp_billing.billing.control import go_live
+    from ocpp_billing.config import load_config
+    from ocpp_billing.mappings.store import create_mapping
 
     config = load_config()
     password = secrets.token_urlsafe(12)

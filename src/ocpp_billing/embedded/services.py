@@ -1,4 +1,4 @@
-"""Web and worker as child processes of ``up``, ``demo`` and ``dev``: kept alive, and gone with their owner."""
+"""Web and worker as child processes of ``up``, ``demo`` and ``dev``: kept alive, gone with their owner."""
 
 from __future__ import annotations
 
@@ -77,8 +77,12 @@ class Services:
     def watch(self, *, every_s: float = 0.2) -> None:
         """Keep them alive until a signal comes."""
         while not self.stopping.wait(every_s):
-            for service in self.services:
-                self._revive(service)
+            self.revive()
+
+    def revive(self) -> None:
+        """Start those again that have ended by themselves."""
+        for service in self.services:
+            self._revive(service)
 
     def _revive(self, service: Service) -> None:
         process = service.process
@@ -116,7 +120,6 @@ class Services:
 
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there."""
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -97,18 +97,33 @@ def _import_line(
         valid_from = _instant(cells, "valid_from", zone)
         if valid_from is None:
             raise MappingError("valid_from is empty: say from when the customer pays.")
-        wanted = {
-            "customer": cells["customer_id"],
-            "subscription": cells.get("subscription_id") or None,
-            "valid_from": valid_from,
-            "valid_to": _instant(cells, "valid_to", zone),
-            "active": _active(cells.get("active", "")),
-            "note": cells.get("note", ""),
-        }
-        if _is_known(source, cells["id_tag"], wanted):
+        customer, subscription = cells["customer_id"], cells.get("subscription_id") or None
+        valid_to, active = _instant(cells, "valid_to", zone), _active(cells.get("active", ""))
+        known = TagMapping.objects.filter(
+            id_tag__source=source,
+            id_tag__folded=fold_id_tag(cells["id_tag"]),
+            customer_external_id=customer,
+            subscription_external_id=subscription,
+            valid_from=valid_from,
+            valid_to=valid_to,
+            active=active,
+        )
+        if known.exists():
             report.unchanged += 1
             return
-        create_mapping(source=source, id_tag=cells["id_tag"], by=by, user=user, verified=False, **wanted)
+        create_mapping(
+            source=source,
+            id_tag=cells["id_tag"],
+            customer=customer,
+            subscription=subscription,
+            valid_from=valid_from,
+            valid_to=valid_to,
+            active=active,
+            note=cells.get("note", ""),
+            verified=False,
+            by=by,
+            user=user,
+        )
     except MappingError as error:
         report.errors.append((line, str(error)))
     else:
@@ -131,18 +146,6 @@ def _active(text: str) -> bool:
     if text.lower() in {"false", "0", "no"}:
         return False
     raise MappingError(f"active is {text!r}, but must be true or false.")
-
-
-def _is_known(source: str, id_tag: str, wanted: dict[str, object]) -> bool:
-    return TagMapping.objects.filter(
-        id_tag__source=source,
-        id_tag__folded=fold_id_tag(id_tag),
-        customer_external_id=wanted["customer"],
-        subscription_external_id=wanted["subscription"],
-        valid_from=wanted["valid_from"],
-        valid_to=wanted["valid_to"],
-        active=wanted["active"],
-    ).exists()
 
 
 def export_mappings(target: IO[str], *, source: str) -> int:

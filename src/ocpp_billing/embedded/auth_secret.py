@@ -6,6 +6,8 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
+from ocpp_billing.embedded.postgres import make_data_dir
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,7 +19,7 @@ def auth_secret(data_dir: Path) -> str:
         OSError: when the folder cannot be written.
     """
     path = data_dir / "auth-secret"
-    data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(data_dir)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

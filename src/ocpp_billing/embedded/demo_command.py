@@ -1,0 +1,105 @@
+"""What ``./run demo`` and ``./run dev`` do, step by step."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import ocpp_billing
+from ocpp_billing.config import load_config
+from ocpp_billing.embedded.database import data_dir_of, set_up_schema
+from ocpp_billing.embedded.demo import (
+    ADMIN_EMAIL,
+    DemoWorld,
+    fresh_database,
+    furnish,
+    isolate_environment,
+    say,
+)
+from ocpp_billing.embedded.postgres import EmbeddedPostgres
+from ocpp_billing.embedded.services import Service, Services, port_is_free
+
+
+def run_demo(*, release: str, once: bool, port: int, reload: bool) -> int:
+    """Set everything up, synchronize once, show the outcome, and serve the portal until Ctrl-C.
+
+    Returns:
+        The exit code of the first synchronization; 0 after serving.
+    """
+    from ocpp_billing.cli import CommandError
+
+    if not once and not port_is_free("127.0.0.1", port):
+        raise CommandError(f"Port {port} is taken. Choose another with --port.")
+    try:
+        world = DemoWorld.of_release(release)
+    except (ValueError, FileNotFoundError):
+        raise CommandError(
+            f"There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
+        ) from None
+    world.start()
+    isolate_environment(world)
+    os.environ["AUTH_URL"] = f"http://localhost:{port}"
+    try:
+        with EmbeddedPostgres(data_dir_of(load_config()), notice=say) as server:
+            os.environ["DATABASE_URL"] = server.url
+            return _demonstrate(world, release=release, once=once, port=port, reload=reload)
+    finally:
+        world.stop()
+
+
+def _demonstrate(world: DemoWorld, *, release: str, once: bool, port: int, reload: bool) -> int:
+    from ocpp_billing.cli import set_up_django
+
+    fresh_database()
+    set_up_django()
+    set_up_schema(embedded=True)
+    password = furnish(world)
+    if once:
+        return _synchronize(world, release)
+    services = Services([Service("web", ["web", "--port", str(port)]), Service("worker", ["worker"])])
+    services.start()
+    try:
+        _synchronize(world, release)
+        say("")
+        say(f"Portal    http://localhost:{port}")
+        say(f"Sign in   {ADMIN_EMAIL}")
+        say(f"Password  {password}")
+        say(f"StEvE     {world.steve.base_url} (simulated)")
+        say(f"Lago      {world.lago.url} (simulated)")
+        say("Ctrl-C ends it all.")
+        if reload:
+            _serve_reloading(services)
+        else:
+            services.watch()
+    finally:
+        services.stop()
+    return 0
+
+
+def _synchronize(world: DemoWorld, release: str) -> int:
+    """One synchronization, its summary, the balance, and what the simulated Lago says itself."""
+    from ocpp_billing.billing.balance import read_balance
+    from ocpp_billing.cli import synchronize_and_report
+    from ocpp_billing.report import format_balance
+
+    say(f"Sessions recorded from StEvE {release}, and a simulated Lago:")
+    code = synchronize_and_report(load_config(), as_json=False)
+    say("")
+    say(format_balance(read_balance(load_config().steve_source)))
+    say("")
+    say(f"Lago's own ledger counts {world.lago.summary()['energy_wh']} Wh.")
+    return code
+
+
+def _serve_reloading(services: Services) -> None:
+    """Serve, and start web and worker again whenever a file of the package changes."""
+    from watchfiles import watch
+
+    source = Path(ocpp_billing.__file__).parent
+    for changes in watch(source, stop_event=services.stopping, rust_timeout=500, yield_on_timeout=True):
+        if changes:
+            names = ", ".join(sorted({Path(path).name for _, path in changes}))
+            sys.stderr.write(f"{names} changed: web and worker start again\n")
+            services.restart()
+        services.revive()

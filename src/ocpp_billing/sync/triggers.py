@@ -1,0 +1,72 @@
+"""Asking for a run: a row and a NOTIFY in one transaction, so that no trigger is ever lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from django.db import connection, transaction
+
+from ocpp_billing import clock
+from ocpp_billing.charging.models import Source
+from ocpp_billing.effects import effect
+from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
+
+CHANNEL = "ocpp_billing_sync"
+# A worker that was not heard of for so long is taken for gone.
+SILENT_AFTER = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """What will become of a trigger, honestly.
+
+    Attributes:
+        run_id: the requested run; an earlier trigger's when one was waiting already.
+        status: which of the three will happen.
+        says: the same as a sentence.
+    """
+
+    run_id: int
+    status: Literal["starts now", "queued behind", "no worker"]
+    says: str
+
+
+def request_run(source: str, *, trigger: str, requested_by: str) -> Requested:
+    """Ask for a run. At most one waits: a second trigger before it begins asks for the same run."""
+    with effect("db commit trigger"), transaction.atomic(), connection.cursor() as cursor:
+        Source.objects.get_or_create(name=source)
+        cursor.execute(
+            "INSERT INTO sync_run (source_id, status, trigger, requested_by, requested_at)"
+            " VALUES (%s, 'requested', %s, %s, %s)"
+            " ON CONFLICT (source_id) WHERE status = 'requested' DO NOTHING",
+            [source, trigger, requested_by, clock.now()],
+        )
+        cursor.execute(
+            "SELECT id FROM sync_run WHERE source_id = %s AND status = 'requested' FOR SHARE", [source]
+        )
+        row = cursor.fetchone()
+        with effect("notify sync"):
+            cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, source])
+    if row is None:  # a worker took the waiting run between the two statements: that run is this trigger's
+        run = SyncRun.objects.filter(source_id=source).latest("id")
+        return Requested(run.pk, "starts now", "The synchronization starts now.")
+    return _foretell(source, int(row[0]))
+
+
+def _foretell(source: str, run_id: int) -> Requested:
+    leader = WorkerHeartbeat.objects.filter(source_id=source, leader=True).order_by("-seen_at").first()
+    running = SyncRun.objects.filter(source_id=source, status="running").first()
+    if leader is None or leader.seen_at < clock.now() - SILENT_AFTER:
+        since = f" since {leader.seen_at:%Y-%m-%d %H:%M} UTC" if leader else ""
+        return Requested(
+            run_id,
+            "no worker",
+            f"No worker is alive{since}. The synchronization is noted and starts when one comes.",
+        )
+    if running is not None and running.pk != run_id:
+        return Requested(
+            run_id, "queued behind", f"The synchronization starts when run {running.pk} has ended."
+        )
+    return Requested(run_id, "starts now", "The synchronization starts now.")
