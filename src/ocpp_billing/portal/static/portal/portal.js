@@ -32,12 +32,22 @@
     tick();
   });
 
-  if (live() !== null) {
-    const stream = new EventSource(`${live().dataset.live}?seen=${live().dataset.seen}`);
+  // The browser connects again by itself after a broken connection, but not after an answer that is no
+  // stream: a restart behind a proxy, or a session that has ended (the refresh then leads to sign-in).
+  let stream = null;
+  const listen = () => {
+    if (live() === null) return;
+    stream = new EventSource(`${live().dataset.live}?seen=${live().dataset.seen}`);
     stream.addEventListener("changed", refresh);
-    window.addEventListener("pagehide", () => stream.close());
-    window.addEventListener("pageshow", (event) => event.persisted && location.reload());
-  }
+    stream.addEventListener("error", () => {
+      if (stream.readyState !== EventSource.CLOSED) return;
+      refresh();
+      setTimeout(listen, 10000);
+    });
+  };
+  listen();
+  window.addEventListener("pagehide", () => stream?.close());
+  window.addEventListener("pageshow", (event) => event.persisted && location.reload());
 
   // -- "12 s ago" keeps counting --------------------------------------------------------------------
   // Only what the server wrote as relative; the words are the server's, the number is counted on.

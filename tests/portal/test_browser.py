@@ -1,0 +1,282 @@
+"""The portal in a real browser, served by a real process: what people see, hear and click.
+
+Skipped, with the reason, where there is no Chromium.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from django.db import connection
+from playwright.sync_api import expect, sync_playwright
+
+from ocpp_billing.accounts.models import Role, User
+from ocpp_billing.sync.models import SyncRun
+from tests.portal import ledger
+from tests.portal.conftest import PASSWORD, add_person
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+AXE = next((Path(__file__).parent / "vendor").glob("axe-*/axe.min.js")).read_text(encoding="utf-8")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install chromium for this ring"),
+    pytest.mark.django_db(transaction=True),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def orm_beside_playwright():
+    """Playwright keeps an event loop in this thread; the ORM calls of these tests are in nobody's way.
+
+    For the whole module: the database is emptied after a test's own fixtures have gone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def site(django_db_setup, django_db_blocker, tmp_path_factory):
+    """The address of a web process over the test database."""
+    with django_db_blocker.unblock():
+        name = connection.settings_dict["NAME"]
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://localhost:{listener.getsockname()[1]}"
+    log = (tmp_path_factory.mktemp("web") / "log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "ocpp_billing.asgi:application", "--log-level", "warning"]
+        + ["--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "1"],
+        pass_fds=[listener.fileno()],
+        stdout=log,
+        stderr=log,
+        env=os.environ
+        | {
+            "DATABASE_URL": urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{name}").geturl(),
+            "AUTH_URL": address,
+            "STEVE_API_URL": "http://localhost:9",
+            "STEVE_API_KEY": "key",
+            "STEVE_API_USERNAME": "api",
+            "LAGO_API_KEY": "key",
+            "BILLING_START": "2026-01-01",
+        },
+    )
+    listener.close()
+    try:
+        with urllib.request.urlopen(f"{address}/healthz", timeout=30):
+            pass
+        yield address
+    finally:
+        process.terminate()
+        process.wait(10)
+        log.seek(0)
+        said = log.read()
+        log.close()
+    assert "Traceback" not in said, said
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(site, browser):
+    """A function: open a page as a browser of some size, theme and person. Watches what must not happen."""
+    contexts, faults, requested = [], [], []
+
+    def open_page(path="/", *, size="desktop", theme="light", role=None, javascript=True):
+        context = browser.new_context(
+            viewport=SIZES[size], color_scheme=theme, java_script_enabled=javascript, base_url=site
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(path)
+        if role is not None:
+            if not User.objects.filter(role=role).exists():
+                add_person(role)
+            page.get_by_label("E-mail").fill(f"{role}@example.org")
+            page.get_by_label("Password").fill(PASSWORD)
+            page.get_by_role("button", name="Sign in").click()
+            page.wait_for_url(site + path)
+        return page
+
+    open_page.faults = faults
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [url for url in requested if not url.startswith((site, "data:"))] == []
+    assert faults == []
+
+
+def check_accessibility(page):
+    """No violation of axe-core, and nothing to scroll to at the side."""
+    found = page.evaluate(
+        AXE + "; axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))]))"
+    )
+    assert found == []
+    assert not page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+class TestLook:
+    def test_the_dashboard(self, visit, now, size, theme):
+        ledger.fill(now)
+        ledger.add_run(now, ago=timedelta(seconds=2), status="running")
+        page = visit(size=size, theme=theme, role=Role.ADMIN)
+        expect(page.get_by_role("heading", level=1)).to_have_text("Every watt-hour accounted for")
+        page.get_by_text("Show the figures as a table").click()
+        check_accessibility(page)
+
+    def test_the_dashboard_of_a_new_installation(self, visit, size, theme):
+        page = visit(size=size, theme=theme, role=Role.ADMIN)
+        expect(page.get_by_text("No worker is running")).to_be_visible()
+        check_accessibility(page)
+
+    def test_the_menus(self, visit, size, theme):
+        page = visit(size=size, theme=theme, role=Role.ADMIN)
+        page.get_by_role("button", name="Account of").click()
+        expect(page.get_by_role("link", name="Change password")).to_be_visible()
+        check_accessibility(page)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("link", name="Change password")).to_be_hidden()
+        if size == "phone":
+            expect(page.get_by_role("link", name="Dashboard")).to_be_hidden()
+            page.get_by_role("button", name="Open the menu").click()
+        expect(page.get_by_role("link", name="Dashboard")).to_be_visible()
+        check_accessibility(page)
+
+    def test_sign_in_and_its_refusal(self, visit, size, theme):
+        page = visit("/accounts/login/", size=size, theme=theme)
+        check_accessibility(page)
+        page.get_by_label("E-mail").fill("nobody@example.org")
+        page.get_by_label("Password").fill("not a password")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("alert")).to_contain_text("are not correct")
+        check_accessibility(page)
+
+    @pytest.mark.parametrize(
+        "path", ["/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"]
+    )
+    def test_the_pages_of_an_account(self, visit, size, theme, path):
+        page = visit(path, size=size, theme=theme)
+        if path != "/accounts/logout/":
+            page = visit(path, size=size, theme=theme, role=Role.VIEWER)
+        check_accessibility(page)
+
+    @pytest.mark.parametrize("path", ["/accounts/signup/", "/accounts/inactive/"])
+    def test_the_pages_before_an_account(self, visit, size, theme, path):
+        check_accessibility(visit(path, size=size, theme=theme))
+
+    def test_a_missing_page(self, visit, size, theme):
+        page = visit("/there-is-no-such-page", size=size, theme=theme)
+        expect(page.get_by_role("heading", level=1)).to_have_text("There is no such page")
+        check_accessibility(page)
+        assert len(visit.faults) == 1  # the browser's own word about the 404
+        visit.faults.clear()
+
+
+def test_sync_now_answers_in_place_and_the_run_appears_by_itself(visit, now):
+    ledger.add_worker(now)
+    page = visit(role=Role.OPERATOR)
+    page.evaluate("window.sameDocument = true")
+    page.get_by_role("button", name="Sync now").click()
+    expect(page.get_by_text("The synchronization starts now.")).to_be_visible()
+    runs = page.get_by_role("region", name="Recent runs")
+    expect(runs).to_contain_text("Waiting", timeout=15_000)
+    expect(runs).to_contain_text("operator@example.org")
+    expect(page.get_by_text("The synchronization starts now.")).to_be_visible()
+    assert page.evaluate("window.sameDocument")
+    assert SyncRun.objects.get().requested_by == "operator@example.org"
+
+
+def test_a_session_appears_by_itself_and_nothing_else_moves(visit, now):
+    ledger.add_session(now, energy_wh=1_000, reason="unmapped_tag")
+    page = visit(role=Role.OPERATOR)
+    page.get_by_text("Show the figures as a table").click()
+    page.get_by_role("button", name="Sync now").focus()
+    ledger.add_session(now, energy_wh=2_345, reason="unmapped_tag")
+    expect(page.get_by_role("region", name="Needs attention")).to_contain_text("3.345 kWh", timeout=15_000)
+    expect(page.get_by_role("region", name="Figures of the chart")).to_be_visible()
+    expect(page.get_by_role("button", name="Sync now")).to_be_focused()
+
+
+def test_freshness_and_banners_change_without_a_reload(visit, now):
+    page = visit(role=Role.VIEWER)
+    expect(page.get_by_role("region", name="No worker is running")).to_be_visible()
+    ledger.add_worker(now)
+    expect(page.get_by_role("region", name="No worker is running")).to_be_hidden(timeout=15_000)
+    expect(page.get_by_text("worker alive")).to_be_visible()
+
+
+def test_when_the_session_has_ended_the_page_goes_to_sign_in(visit, site, now):
+    page = visit(role=Role.VIEWER)
+    User.objects.update(is_active=False)
+    ledger.add_worker(now)
+    page.wait_for_url(f"{site}/accounts/login/?next=%2F", timeout=15_000)
+    visit.faults.clear()  # the browser's own word about the 401
+
+
+def test_the_theme_changes_at_once_and_is_kept(visit):
+    page = visit(theme="light", role=Role.VIEWER)
+    html = page.locator("html")
+    expect(html).to_have_attribute("data-bs-theme", "light")
+    page.get_by_role("button", name="Account of").click()
+    page.get_by_role("button", name="Dark").click()
+    expect(html).to_have_attribute("data-bs-theme", "dark")
+    expect(page.get_by_role("button", name="Dark")).to_have_attribute("aria-pressed", "true")
+    page.reload()
+    expect(html).to_have_attribute("data-bs-theme", "dark")
+    page.emulate_media(color_scheme="dark")
+    page.get_by_role("button", name="Account of").click()
+    page.get_by_role("button", name="Auto").click()
+    page.emulate_media(color_scheme="light")
+    expect(html).to_have_attribute("data-bs-theme", "light")
+
+
+def test_the_keyboard_reaches_the_content_first(visit):
+    page = visit(role=Role.VIEWER)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+
+
+def test_everything_but_the_live_parts_works_without_javascript(visit, site, now):
+    ledger.fill(now)
+    page = visit(size="phone", role=Role.OPERATOR, javascript=False)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Every watt-hour accounted for")
+    page.get_by_role("button", name="Open the menu").click()
+    page.get_by_role("link", name="Dashboard").click()
+    page.get_by_role("button", name="Sync now").click()
+    expect(page.get_by_text("The synchronization starts now.")).to_be_visible()
+    page.get_by_role("button", name="Account of").click()
+    page.get_by_role("button", name="Dark").click()
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+    page.get_by_role("button", name="Account of").click()
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url(f"{site}/accounts/login/**")
