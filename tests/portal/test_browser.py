@@ -62,8 +62,10 @@ def site(django_db_setup, django_db_blocker, tmp_path_factory):
     address = f"http://localhost:{listener.getsockname()[1]}"
     log = (tmp_path_factory.mktemp("web") / "log").open("w+")
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "ocpp_billing.asgi:application", "--log-level", "warning"]
-        + ["--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "1"],
+        [
+            *(sys.executable, "-m", "uvicorn", "ocpp_billing.asgi:application", "--log-level", "warning"),
+            *("--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "1"),
+        ],
         pass_fds=[listener.fileno()],
         stdout=log,
         stderr=log,

@@ -10,7 +10,7 @@ from ocpp_billing.portal.charts import day_chart, round_up, stack
 from ocpp_billing.portal.wording import STATES
 
 ENERGIES = st.integers(min_value=0, max_value=10**13)
-BY_STATE = st.fixed_dictionaries({state: ENERGIES for state in STATES})
+BY_STATE = st.fixed_dictionaries(dict.fromkeys(STATES, ENERGIES))
 
 
 def percent(text):

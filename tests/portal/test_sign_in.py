@@ -62,7 +62,6 @@ def test_guessing_is_stopped_after_five_attempts_even_with_the_right_password(cl
 
 def test_the_limit_counts_over_all_web_processes():
     from django.core.cache import cache, caches
-
     from django.db import connection
 
     cache.set("counted", 1)
