@@ -65,6 +65,44 @@ class Decision(models.Model):
         return f"{self.session_id} r{self.revision}: {self.outcome} {self.reason or ''}"
 
 
+class RulingKind(models.TextChoices):
+    """What a person ordered about a session."""
+
+    ACCEPT = "accept"
+    EXCLUDE = "exclude"
+    ASSIGN = "assign"
+
+
+class Ruling(models.Model):
+    """A person's word about a session, which the next decision follows.
+
+    *Accept* and *exclude* are about one revision: when StEvE shows other values, the rules judge anew.
+    *Assign* says who pays and holds for every revision. A newer ruling of a kind replaces the older one.
+    """
+
+    session = models.ForeignKey(ChargingSession, on_delete=models.PROTECT, related_name="rulings")
+    kind = models.CharField(max_length=8, choices=RulingKind.choices)
+    revision = models.IntegerField()
+    # The reason that stood when it was ordered: an acceptance overrides that one and no other.
+    reason = models.CharField(max_length=40, null=True)
+    customer_external_id = models.TextField(null=True)
+    subscription_external_id = models.TextField(null=True)
+    note = models.TextField()
+    at = models.DateTimeField()
+    by = models.TextField()
+    user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "ruling"
+        indexes = [
+            models.Index(fields=["session"], condition=Q(revoked_at__isnull=True), name="ruling_in_force")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.session_id} by {self.by}"
+
+
 class UsageEvent(models.Model):
     """The outbox: one event for Lago, with its payload frozen when it was decided.
 

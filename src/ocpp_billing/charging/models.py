@@ -108,8 +108,14 @@ class ChargingSession(models.Model):
     stop_wh = models.BigIntegerField(null=True)
     stop_reason = models.TextField(null=True)
     stop_actor = models.TextField(null=True)
+    # What a person read off the meter where StEvE has no (usable) stop; a new stop of StEvE drops it.
+    reading_stop_wh = models.BigIntegerField(null=True)
+    reading_stopped_at = models.DateTimeField(null=True)
     energy_wh = models.GeneratedField(
-        expression=Case(When(stopped_at__isnull=False, then=F("stop_wh") - F("start_wh"))),
+        expression=Case(
+            When(reading_stopped_at__isnull=False, then=F("reading_stop_wh") - F("start_wh")),
+            When(stopped_at__isnull=False, then=F("stop_wh") - F("start_wh")),
+        ),
         output_field=models.BigIntegerField(null=True),
         db_persist=True,
     )
@@ -136,7 +142,7 @@ class ChargingSession(models.Model):
     asked = models.IntegerField(db_default=0)
 
     stuck_since = models.DateTimeField(null=True)
-    # {"source": "meter_value"|"next_start"|"none", "stop_wh": int|null, "at": iso|null, ...}
+    # {"source": "meter_value"|"next_start"|"none", "stop_wh": int|null, "at": iso|null, "read_at": iso}
     evidence = models.JSONField(null=True)
     # What is worth saying and stops nothing, such as "overlaps session 12 in time".
     flags = models.JSONField(db_default=[])
@@ -155,6 +161,11 @@ class ChargingSession(models.Model):
             models.CheckConstraint(
                 condition=Q(stopped_at__isnull=True) | Q(stop_wh__isnull=False),
                 name="charging_session_stop_whole",
+            ),
+            models.CheckConstraint(
+                condition=Q(reading_stop_wh__isnull=True, reading_stopped_at__isnull=True)
+                | Q(reading_stop_wh__isnull=False, reading_stopped_at__isnull=False),
+                name="charging_session_reading_whole",
             ),
             models.CheckConstraint(
                 condition=Q(state__in=SessionState.values), name="charging_session_state_known"
