@@ -376,7 +376,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]
     if not path or (named is None and not Path(path).is_file()):
         return env
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding="utf-8-sig") as file:  # some editors begin with a mark
             from_file = dotenv_values(stream=file)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
