@@ -9,6 +9,7 @@ reading and the writing keeps asking and is decided in the next round.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from ocpp_billing.mappings.store import Family
 
 CHUNK_SESSIONS = 2_000
+# Beyond every register: an approved correction has no limit.
+NO_LIMIT_WH = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,21 @@ class DecideCounts:
     excluded: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rulings:
+    """What people ordered about a session, as far as it is in force for its present revision.
+
+    Attributes:
+        excluded: the note of an exclusion; None = not excluded.
+        accepted: reasons that are overridden.
+        payer: (customer, subscription or None) that a person chose; None = the mapping decides.
+    """
+
+    excluded: str | None = None
+    accepted: frozenset[Reason] = frozenset()
+    payer: tuple[str, str | None] | None = None
+
+
 @dataclass(slots=True)
 class _Session:
     """A session to decide, with what the ledger knows around it."""
@@ -83,6 +101,12 @@ class _Session:
     next_n: int
     events: list[KnownEvent]
     sent_to: tuple[str, str] | None
+    rulings: Rulings
+
+    @property
+    def started_at(self) -> datetime:
+        """When it started; where StEvE lost that and a person accepted the session, when it stopped."""
+        return self.facts.started_at or self.facts.stopped_at
 
 
 @dataclass(slots=True)
@@ -109,7 +133,7 @@ def decide_sessions(policy: DecisionPolicy, directory: LagoDirectory, fence: Fen
     """
     counts = DecideCounts()
     after = -1
-    while sessions := _read_sessions(policy.source, after):
+    while sessions := _read_sessions(policy, after):
         after = sessions[-1].steve_id
         judged = _judge_all(sessions, policy, directory)
         _write(judged, policy, counts, fence)
@@ -136,14 +160,16 @@ def _judge_all(
 
 
 def _judge_rules(session: _Session, policy: DecisionPolicy, family: Family) -> _Judged:
-    """The rules, then the mapping valid at the start of the session."""
-    verdict = judge_session(session.facts, policy.limits, policy.go_live_at)
+    """A person's exclusion, the rules, then the mapping valid at the start of the session."""
+    rulings = session.rulings
+    if rulings.excluded is not None:
+        return _Judged(session, "exclude", Reason.BY_OPERATOR, rulings.excluded)
+    verdict = judge_session(session.facts, policy.limits, policy.go_live_at, rulings.accepted)
     if verdict is not None:
         return _Judged(session, verdict.outcome, verdict.reason, verdict.says)
-    if session.sent_to is not None:
+    if session.sent_to is not None or rulings.payer is not None:
         return _Judged(session, "bill")
-    started_at = session.facts.started_at
-    assert started_at is not None  # noqa: S101 - the rules hold a session without a start
+    started_at = session.started_at
     match resolve_mapping(session.id_tag_id, started_at, family.mappings, family.parents):
         case Mapped(mapping=mapping):
             return _Judged(session, "bill", mapping=mapping)
@@ -159,6 +185,8 @@ def _payer(item: _Judged) -> tuple[str, str | None]:
     """Customer and subscription that pay. What Lago may know already stays where it was sent."""
     if item.session.sent_to is not None:
         return item.session.sent_to
+    if item.session.rulings.payer is not None:
+        return item.session.rulings.payer
     assert item.mapping is not None  # noqa: S101 - billed without having been sent = by a mapping
     return item.mapping.customer, item.mapping.subscription
 
@@ -172,7 +200,11 @@ def _judge_subscription(
     """Find the subscription row that bills the event, at the stop or, by policy or as a correction, now."""
     customer, subscription = _payer(item)
     stopped_at = item.session.facts.stopped_at
-    may_be_dated_now = policy.late_policy == "current_period" or item.session.sent_to is not None
+    may_be_dated_now = (
+        policy.late_policy == "current_period"
+        or item.session.sent_to is not None
+        or Reason.LATE_PERIOD in item.session.rulings.accepted
+    )
     for event_at in (stopped_at, clock_now()) if may_be_dated_now else (stopped_at,):
         found = choose_subscription(
             rows[customer],
@@ -202,7 +234,11 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
         reason=item.reason,
         lago_subscription_id=item.chosen.row.lago_id if item.chosen else None,
         events=session.events,
-        max_auto_correction_wh=policy.max_auto_correction_wh,
+        max_auto_correction_wh=(
+            NO_LIMIT_WH
+            if Reason.CHANGED_AFTER_BILLING in session.rulings.accepted
+            else policy.max_auto_correction_wh
+        ),
     )
     if item.settlement.rest_state == "held" and item.reason != item.settlement.rest_reason:
         item.outcome, item.reason = "hold", item.settlement.rest_reason
@@ -212,7 +248,7 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
     if item.settlement.bill_wh is None:
         return
     facts = session.facts
-    assert item.chosen and item.event_at and facts.started_at and directory.field_name  # noqa: S101, PT018
+    assert item.chosen and item.event_at and directory.field_name  # noqa: S101, PT018
     item.event = build_event(
         EventFacts(
             transaction_id=build_transaction_id(
@@ -225,7 +261,7 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
             timestamp=item.event_at,
             charge_box_id=session.charge_box_id,
             connector_id=session.connector_id,
-            started_at=facts.started_at,
+            started_at=session.started_at,
             stopped_at=facts.stopped_at,
             steve_transaction_id=session.steve_id,
             id_tag=session.id_tag,
@@ -237,10 +273,16 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
 # -- reading ----------------------------------------------------------------------------------------
 
 
-def _read_sessions(source: str, after: int) -> list[_Session]:
+def _read_sessions(policy: DecisionPolicy, after: int) -> list[_Session]:
     """The next chunk of sessions that ask for a decision, by StEvE's id."""
+    bound: dict[str, Any] = {
+        "source": policy.source,
+        "after": after,
+        "limit": CHUNK_SESSIONS,
+        "longest": timedelta(hours=float(policy.limits.max_session_hours)),
+    }
     with connection.cursor() as cursor:
-        cursor.execute(_SELECT_SESSIONS, {"source": source, "after": after, "limit": CHUNK_SESSIONS})
+        cursor.execute(_SELECT_SESSIONS, bound)
         return [_session(row) for row in cursor.fetchall()]
 
 
@@ -248,7 +290,7 @@ def _session(row: tuple[Any, ...]) -> _Session:
     (
         session_id, revision, asked, steve_id, fingerprint, id_tag_id, id_tag, charge_box_id, connector_id,
         started_at, start_wh, stopped_at, stop_wh, stop_actor, first_seen_at, stop_seen_at,
-        latest_lower_start_at, identity_conflict, evidence, overlaps, next_n, events, sent_to,
+        latest_lower_start_at, identity_conflict, evidence, overlaps, next_n, events, sent_to, rulings,
     ) = row  # fmt: skip
     return _Session(
         session_id=session_id,
@@ -276,29 +318,54 @@ def _session(row: tuple[Any, ...]) -> _Session:
         next_n=next_n,
         events=[KnownEvent(*event) for event in msgspec.json.decode(events or "[]")],
         sent_to=None if sent_to is None else tuple(msgspec.json.decode(sent_to)),
+        rulings=_rulings(revision, msgspec.json.decode(rulings)) if rulings else Rulings(),
     )
+
+
+def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
+    """What is in force, from rows of (kind, revision, reason, customer, subscription, note), oldest first.
+
+    The last word about a revision counts: an acceptance takes an earlier exclusion back, and the other way.
+    """
+    excluded: str | None = None
+    accepted: set[Reason] = set()
+    payer: tuple[str, str | None] | None = None
+    for kind, about_revision, reason, customer, subscription, note in rows:
+        if kind == "assign":
+            payer = (customer, subscription)
+        elif about_revision == revision and kind == "exclude":
+            excluded = note
+        elif about_revision == revision and kind == "accept":
+            excluded = None
+            accepted.add(Reason(reason))
+    return Rulings(excluded, frozenset(accepted), payer)
 
 
 # Overlap is looked for only among sane sessions that started less than the longest session before, so
 # that the index on the connector answers it however long the history is.
 _SELECT_SESSIONS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
-    s.connector_id, s.started_at, s.start_wh, s.stopped_at, s.stop_wh, s.stop_actor, s.first_seen_at,
-    s.stop_seen_at, s.latest_lower_start_at, t.identity_conflict, s.evidence::text, o.steve_id,
-    coalesce(e.last_n, 0) + 1, e.events::text, e.sent_to::text
+    s.connector_id, s.started_at, s.start_wh, stop.at, stop.wh, stop.actor, s.first_seen_at,
+    coalesce(s.stop_seen_at, stop.at), s.latest_lower_start_at, t.identity_conflict, s.evidence::text,
+    o.steve_id, coalesce(e.last_n, 0) + 1, e.events::text, e.sent_to::text, r.rulings::text
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(s.reading_stopped_at, s.stopped_at) AS at,
+        coalesce(s.reading_stop_wh, s.stop_wh) AS wh,
+        CASE WHEN s.reading_stopped_at IS NULL THEN s.stop_actor ELSE 'reading' END AS actor
+) stop
 LEFT JOIN LATERAL (
     SELECT o.steve_id FROM charging_session o
     WHERE o.source_id = s.source_id AND o.charge_box_id = s.charge_box_id AND o.connector_id = s.connector_id
-      AND o.started_at > s.started_at - interval '31 days' AND o.started_at < s.stopped_at
+      AND o.started_at > s.started_at - %(longest)s AND o.started_at < stop.at
       AND o.stopped_at > s.started_at AND o.stopped_at > o.started_at
-      AND o.start_wh < s.stop_wh AND o.stop_wh > s.start_wh AND o.stop_wh > o.start_wh
+      AND o.start_wh < stop.wh AND o.stop_wh > s.start_wh AND o.stop_wh > o.start_wh
       AND o.started_at <= o.first_seen_at + interval '5 minutes'
       AND o.stopped_at <= o.stop_seen_at + interval '5 minutes'
       AND o.id <> s.id AND o.superseded_at IS NULL
     ORDER BY o.steve_id LIMIT 1
-) o ON s.stop_wh > s.start_wh AND s.stopped_at > s.started_at
+) o ON stop.wh > s.start_wh AND stop.at > s.started_at
 LEFT JOIN LATERAL (
     SELECT max(n) AS last_n,
         json_agg(json_build_array(id, energy_wh, attempts > 0, lago_subscription_id) ORDER BY n)
@@ -307,7 +374,12 @@ LEFT JOIN LATERAL (
             FILTER (WHERE state <> 'void' AND attempts > 0)) -> 0 AS sent_to
     FROM usage_event WHERE session_id = s.id
 ) e ON true
-WHERE s.source_id = %(source)s AND s.needs_decision AND s.stopped_at IS NOT NULL
+LEFT JOIN LATERAL (
+    SELECT json_agg(json_build_array(
+        kind, revision, reason, customer_external_id, subscription_external_id, note) ORDER BY id) AS rulings
+    FROM ruling WHERE session_id = s.id AND revoked_at IS NULL
+) r ON true
+WHERE s.source_id = %(source)s AND s.needs_decision AND stop.at IS NOT NULL
   AND s.superseded_at IS NULL AND s.steve_id > %(after)s
 ORDER BY s.steve_id LIMIT %(limit)s
 """

@@ -134,7 +134,7 @@ def settle(
     Args:
         energy_wh: what the registers say; a negative energy counts as 0.
         outcome: ``bill``, ``hold`` or ``exclude``.
-        reason: of a hold or exclusion.
+        reason: of a hold or exclusion; a person's exclusion also settles what was billed differently.
         lago_subscription_id: the subscription row to bill.
         events: the session's non-void events.
         max_auto_correction_wh: a larger correction waits for approval.
@@ -144,6 +144,11 @@ def settle(
     waiting = [event for event in events if not event.attempted]
     sent_wh = sum(event.energy_wh for event in sent)
     open_wh = energy_wh - sent_wh
+    if reason is Reason.BY_OPERATOR:
+        void = tuple(event.event_id for event in waiting)
+        if open_wh == 0 and sent:
+            return Settlement(void)
+        return Settlement(void, rest_state="excluded", rest_reason=reason, rest_wh=open_wh)
     if outcome != "bill":
         void = tuple(event.event_id for event in waiting)
         if not sent:

@@ -201,8 +201,7 @@ def next_due_at(source: str) -> datetime | None:
 # event. `at` is the alias of lago_subscription, `e` of usage_event.
 _OPEN = """
 at.status = 'active' AND at.external_id = e.external_subscription_id
-AND (at.started_at IS NULL OR at.started_at <= e.timestamp)
-AND (at.period_from IS NULL OR at.period_from <= e.timestamp)
+AND (at.started_at IS NULL OR at.started_at <= e.timestamp) AND at.period_from <= e.timestamp
 """
 # ... and Lago said so recently, and the period it spoke of has not ended since.
 _FRESH = "at.read_at >= %(fresh)s AND (at.period_to IS NULL OR at.period_to > %(now)s)"

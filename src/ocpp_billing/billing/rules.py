@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
     from datetime import datetime
     from decimal import Decimal
 
@@ -99,95 +100,104 @@ class Verdict:
     says: str
 
 
-def judge_session(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Verdict | None:
+def judge_session(
+    facts: SessionFacts,
+    limits: Limits,
+    go_live_at: datetime | None,
+    accepted: Collection[Reason] = (),
+) -> Verdict | None:
     """Judge one stopped session; None = nothing speaks against billing it.
 
     Args:
         facts: the session.
         limits: thresholds.
         go_live_at: sessions that stopped before are excluded; None = shadow mode, nothing is.
+        accepted: reasons that a person has overridden for this session; the later rules still count.
     """
-    return (
-        _judge_identity(facts)
-        or _judge_clock(facts)
-        or _judge_energy(facts, limits)
-        or _judge_surroundings(facts)
-        or _judge_amount(facts, limits, go_live_at)
+    return next(
+        (verdict for verdict in _verdicts(facts, limits, go_live_at) if verdict.reason not in accepted), None
     )
+
+
+def _verdicts(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Iterator[Verdict]:
+    """Every rule that matches, in the order in which they count."""
+    yield from _judge_identity(facts)
+    yield from _judge_clock(facts)
+    yield from _judge_energy(facts, limits)
+    yield from _judge_surroundings(facts)
+    yield from _judge_amount(facts, limits, go_live_at)
 
 
 def _hold(reason: Reason, says: str) -> Verdict:
     return Verdict("hold", reason, says)
 
 
-def _judge_identity(facts: SessionFacts) -> Verdict | None:
+def _judge_identity(facts: SessionFacts) -> Iterator[Verdict]:
     if facts.identity_conflict:
-        return _hold(Reason.IDENTITY_CONFLICT, facts.identity_conflict)
-    return None
+        yield _hold(Reason.IDENTITY_CONFLICT, facts.identity_conflict)
 
 
-def _judge_clock(facts: SessionFacts) -> Verdict | None:
+def _judge_clock(facts: SessionFacts) -> Iterator[Verdict]:
     started_at, stopped_at = facts.started_at, facts.stopped_at
     if started_at is None:
-        return _hold(Reason.CLOCK_SKEW, "the start time is missing")
+        yield _hold(Reason.CLOCK_SKEW, "the start time is missing")
+        return
     if stopped_at < started_at:
-        return _hold(Reason.CLOCK_SKEW, f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}")
+        yield _hold(Reason.CLOCK_SKEW, f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}")
     if started_at - facts.first_seen_at > CLOCK_TOLERANCE:
-        return _hold(
+        yield _hold(
             Reason.CLOCK_SKEW,
             f"started {started_at:%F %T}, after it was first seen {facts.first_seen_at:%F %T}",
         )
     if stopped_at - facts.stop_seen_at > CLOCK_TOLERANCE:
-        return _hold(
+        yield _hold(
             Reason.CLOCK_SKEW,
             f"stopped {stopped_at:%F %T}, after the stop was first seen {facts.stop_seen_at:%F %T}",
         )
     lower = facts.latest_lower_start_at
     if lower is not None and lower - started_at > CLOCK_LAG:
-        return _hold(
+        yield _hold(
             Reason.CLOCK_SKEW,
             f"started {started_at:%F %T}, more than {CLOCK_LAG.days} days before {lower:%F %T}, "
             "the latest start among lower ids",
         )
-    return None
 
 
-def _judge_energy(facts: SessionFacts, limits: Limits) -> Verdict | None:
+def _judge_energy(facts: SessionFacts, limits: Limits) -> Iterator[Verdict]:
     energy_wh = facts.energy_wh
     if energy_wh < 0:
-        return _hold(
+        yield _hold(
             Reason.NEGATIVE_ENERGY,
             f"stop register {facts.stop_wh} Wh below start register {facts.start_wh} Wh",
         )
     if energy_wh > limits.max_session_kwh * 1000:
-        return _hold(Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh")
-    assert facts.started_at is not None  # noqa: S101 - _judge_clock came first
+        yield _hold(Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh")
+    if facts.started_at is None:  # held by its clock; accepted, it has no duration to judge
+        return
     duration = facts.stopped_at - facts.started_at
     duration_us = duration // timedelta(microseconds=1)
     if duration_us > limits.max_session_hours * 3_600_000_000:
-        return _hold(Reason.IMPLAUSIBLE, f"lasted {duration}, more than {limits.max_session_hours} hours")
+        yield _hold(Reason.IMPLAUSIBLE, f"lasted {duration}, more than {limits.max_session_hours} hours")
     # kW on average = Wh / 1000 / (s / 3600); compared without a division, so that 0 s is covered, too.
-    if energy_wh * 3_600_000 > limits.max_power_kw * duration_us:
-        return _hold(
+    if energy_wh * 3_600_000 > limits.max_power_kw * max(duration_us, 0):
+        yield _hold(
             Reason.IMPLAUSIBLE,
             f"{energy_wh} Wh in {duration} is more than {limits.max_power_kw} kW on average",
         )
-    return None
 
 
-def _judge_surroundings(facts: SessionFacts) -> Verdict | None:
+def _judge_surroundings(facts: SessionFacts) -> Iterator[Verdict]:
     if facts.overlaps is not None:
-        return _hold(
+        yield _hold(
             Reason.REGISTER_OVERLAP,
             f"time and register range intersect those of transaction {facts.overlaps} on the same connector",
         )
     if facts.manual_stop:
-        return _judge_manual_stop(facts)
-    return None
+        yield from _judge_manual_stop(facts)
 
 
-def _judge_manual_stop(facts: SessionFacts) -> Verdict | None:
-    """StEvE writes a zero-energy stop when it has no meter value (facts/steve.md 4.3): never believe it."""
+def _judge_manual_stop(facts: SessionFacts) -> Iterator[Verdict]:
+    """StEvE writes a zero-energy stop when it has no meter value: never believe it by itself."""
     evidence = facts.evidence_stop_wh
     if evidence is None:
         says = f"closed by hand at {facts.stop_wh} Wh, and nothing shows what was delivered"
@@ -196,22 +206,21 @@ def _judge_manual_stop(facts: SessionFacts) -> Verdict | None:
     elif abs(evidence - facts.stop_wh) > EVIDENCE_TOLERANCE_WH:
         says = f"closed by hand at {facts.stop_wh} Wh, but the evidence says {evidence} Wh"
     else:
-        return None
-    return _hold(Reason.MANUAL_STOP_WITHOUT_EVIDENCE, says)
+        return
+    yield _hold(Reason.MANUAL_STOP_WITHOUT_EVIDENCE, says)
 
 
-def _judge_amount(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Verdict | None:
+def _judge_amount(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Iterator[Verdict]:
     energy_wh = facts.energy_wh
     if energy_wh == 0:
-        return Verdict("exclude", Reason.ZERO_ENERGY, "the registers at start and stop are the same")
-    if energy_wh < limits.min_session_kwh * 1000:
-        return Verdict(
+        yield Verdict("exclude", Reason.ZERO_ENERGY, "the registers at start and stop are the same")
+    elif energy_wh < limits.min_session_kwh * 1000:
+        yield Verdict(
             "exclude", Reason.BELOW_MINIMUM, f"{energy_wh} Wh is less than {limits.min_session_kwh} kWh"
         )
     if go_live_at is not None and facts.stopped_at < go_live_at:
-        return Verdict(
+        yield Verdict(
             "exclude",
             Reason.BEFORE_GO_LIVE,
             f"stopped {facts.stopped_at:%F %T}, before billing began {go_live_at:%F %T}",
         )
-    return None

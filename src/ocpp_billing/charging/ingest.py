@@ -253,6 +253,7 @@ WITH written AS (
         stop_reason = EXCLUDED.stop_reason, stop_actor = EXCLUDED.stop_actor, raw = EXCLUDED.raw,
         stop_seen_at = coalesce(s.stop_seen_at, EXCLUDED.stop_seen_at),
         changed_at = EXCLUDED.changed_at, revision = s.revision + 1, vanished_at = NULL,
+        reading_stop_wh = NULL, reading_stopped_at = NULL,
         stuck_since = CASE WHEN EXCLUDED.stopped_at IS NULL THEN s.stuck_since END,
         state = EXCLUDED.state, reason = EXCLUDED.reason,
         rest_state = EXCLUDED.rest_state, rest_reason = EXCLUDED.rest_reason,

@@ -36,10 +36,11 @@ class KnownSessions:
         return int(self._value("SELECT highest_id FROM source WHERE name = %(source)s") or 0)
 
     def open_ids(self, *, stuck: bool) -> list[int]:
-        """Ids that StEvE last showed without a stop: the stuck ones, or all others."""
+        """Ids that StEvE last showed without a stop: stuck or closed by a reading, or all others."""
         return self._ids(
             "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND stopped_at IS NULL"
-            " AND superseded_at IS NULL AND vanished_at IS NULL AND (stuck_since IS NOT NULL) = %(stuck)s"
+            " AND superseded_at IS NULL AND vanished_at IS NULL"
+            " AND (stuck_since IS NOT NULL OR reading_stopped_at IS NOT NULL) = %(stuck)s"
             " ORDER BY steve_id",
             stuck=stuck,
         )
