@@ -127,7 +127,7 @@ def _cron(value: str) -> str:
         next(CronSim(value, datetime(2026, 1, 1, tzinfo=UTC)))
     except StopIteration:
         raise ValueError(f"{expected}, that comes true at some time") from None
-    except (CronSimError, AssertionError):  # "5L/2" breaks an assertion of cronsim's
+    except CronSimError:
         raise ValueError(expected) from None
     return value
 
@@ -376,7 +376,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]
     if not path or (named is None and not Path(path).is_file()):
         return env
     try:
-        with Path(path).open(encoding="utf-8-sig") as file:  # some editors begin with a mark
+        with Path(path).open(encoding="utf-8") as file:
             from_file = dotenv_values(stream=file)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -51,15 +51,13 @@ def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if json_lines
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            exception_formatter=structlog.dev.plain_traceback,  # others print variables, and secrets in them
-        )
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            # Before the console's own formatter, which may print variables, and secrets in them.
             structlog.processors.format_exc_info,
             renderer,
         ],

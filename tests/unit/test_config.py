@@ -155,7 +155,7 @@ TABLE: dict[str, tuple[list[tuple[str, Any]], list[str], str]] = {
     "CONFIRM_SETTLE_SECONDS": integer(0, 86_400),
     "SYNC_CRON_SCHEDULE": (
         [(text, text) for text in ("*/15 * * * *", "0 3 * * MON-FRI", "0 0 L * *", "30 2 29 2 *")],
-        ["hourly", "* * * *", "* * * * * *", "60 * * * *", "*/0 * * * *", "0 0 31 2 *", "0 0 1 1 5L/2"],
+        ["hourly", "* * * *", "* * * * * *", "60 * * * *", "*/0 * * * *", "0 0 31 2 *", "0 0 */31 * 1#5"],
         "a cron schedule of five fields, such as */15 * * * *",
     ),
     "SYNC_TIMEZONE": (
