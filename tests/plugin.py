@@ -17,7 +17,7 @@ from ocpp_billing.config import Config
 from ocpp_billing.embedded.postgres import EmbeddedPostgres, EmbeddedPostgresError
 
 PREFIXES = ("STEVE_", "LAGO_", "SYNC_", "BILLING_", "DELIVERY_", "OCPP_BILLING_")
-KEPT = {"OCPP_BILLING_PG_BIN"}
+KEPT = {"OCPP_BILLING_PG_BIN", "OCPP_BILLING_REQUIRE_BROWSER"}
 FIXED = {
     "AUTH_SECRET": "a secret of the tests, which is 32 characters or longer",
     "AUTH_URL": "http://localhost:8000",

@@ -1,12 +1,11 @@
 """The portal in a real browser, served by a real process: what people see, hear and click.
 
-Skipped, with the reason, where there is no Chromium.
+Skipped, with the reason, where there is no Chromium; OCPP_BILLING_REQUIRE_BROWSER=1 fails instead.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,10 +20,11 @@ from playwright.sync_api import expect, sync_playwright
 
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.sync.models import SyncRun
+from tests.chromium import MISSING, REQUIRED, find_chromium
 from tests.portal import ledger
 from tests.portal.conftest import PASSWORD, add_person
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = find_chromium()
 AXE = next((Path(__file__).parent / "vendor").glob("axe-*/axe.min.js")).read_text(encoding="utf-8")
 ARGUMENTS = [
     "--no-sandbox",
@@ -37,7 +37,7 @@ ARGUMENTS = [
 SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install chromium for this ring"),
+    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason=MISSING),
     pytest.mark.django_db(transaction=True),
 ]
 
@@ -96,6 +96,7 @@ def site(django_db_setup, django_db_blocker, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    assert CHROMIUM is not None, MISSING
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
