@@ -24,6 +24,7 @@ from ocpp_billing.effects import effect
 from ocpp_billing.lago import errors, wire
 from ocpp_billing.lago.answers import UNREADABLE, error_of
 from ocpp_billing.lago.delivery import Outcome, Unknown, classify
+from ocpp_billing.tls import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -140,6 +141,7 @@ class LagoClient:
             timeout=httpx2.Timeout(settings.read_timeout_s, connect=settings.connect_timeout_s),
             limits=limits,
             follow_redirects=False,
+            verify=tls_context(),
             # A company's proxy and certificates come from the environment; a local Lago needs no proxy.
             trust_env=httpx2.URL(self._base).host not in _LOOPBACK,
         )

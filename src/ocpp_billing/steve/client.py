@@ -38,6 +38,7 @@ from ocpp_billing.steve.wire import (
     decode_tags,
     decode_transactions,
 )
+from ocpp_billing.tls import tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,6 +183,7 @@ class SteveClient:
             # Without a policy that refuses them, a session cookie of StEvE's web pages would come along.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
+            verify=tls_context(),
             timeout=httpx2.Timeout(settings.read_timeout_s, connect=settings.connect_timeout_s),
             limits=httpx2.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=20.0),
         )
