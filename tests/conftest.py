@@ -1,0 +1,61 @@
+"""Fixtures that every ring of the tests shares."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def engine_database_setup(django_db_setup, django_db_blocker):
+    """The test database, also when no test that pytest-django knows to need one was chosen."""
+    from django.db import connection
+    from django.db.backends.base.creation import TEST_DATABASE_PREFIX
+    from django.test.utils import setup_databases, teardown_databases
+
+    if connection.settings_dict["NAME"].startswith(TEST_DATABASE_PREFIX):
+        yield
+        return
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False, aliases={"default"})
+    yield
+    with django_db_blocker.unblock():
+        teardown_databases(made, verbosity=0)
+
+
+@pytest.fixture
+def engine_database(engine_database_setup, django_db_blocker):
+    """The test database for an engine that commits: no transaction around the test, an empty ledger after it."""
+    from tests.world import empty_ledger
+
+    with django_db_blocker.unblock():
+        yield
+        empty_ledger()
+
+
+@pytest.fixture
+def release():
+    """StEvE's release; a test chooses by parametrizing ``release``."""
+    return "3.14.1"
+
+
+@pytest.fixture
+def store():
+    """Lago's event store; a test chooses by parametrizing ``store``."""
+    return "postgres"
+
+
+@pytest.fixture
+def now():
+    """What time it is in the world; a test chooses by parametrizing ``now``."""
+    from tests.world import NOON
+
+    return NOON
+
+
+@pytest.fixture
+def world(engine_database, release, store, now):
+    """One StEvE, one Lago, one clock, an empty ledger: see :class:`tests.world.World`."""
+    from tests.world import open_world
+
+    with open_world(release=release, store=store, now=now) as world:
+        yield world
