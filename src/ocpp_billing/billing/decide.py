@@ -134,7 +134,7 @@ def decide_sessions(policy: DecisionPolicy, directory: LagoDirectory, fence: Fen
     counts = DecideCounts()
     after = -1
     while sessions := _read_sessions(policy, after):
-        after = sessions[-1].steve_id
+        after = sessions[-1].session_id
         judged = _judge_all(sessions, policy, directory)
         _write(judged, policy, counts, fence)
     return counts
@@ -274,7 +274,7 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
 
 
 def _read_sessions(policy: DecisionPolicy, after: int) -> list[_Session]:
-    """The next chunk of sessions that ask for a decision, by StEvE's id."""
+    """The next chunk of sessions that ask for a decision, in the order of their discovery."""
     bound: dict[str, Any] = {
         "source": policy.source,
         "after": after,
@@ -379,9 +379,8 @@ LEFT JOIN LATERAL (
         kind, revision, reason, customer_external_id, subscription_external_id, note) ORDER BY id) AS rulings
     FROM ruling WHERE session_id = s.id AND revoked_at IS NULL
 ) r ON true
-WHERE s.source_id = %(source)s AND s.needs_decision AND stop.at IS NOT NULL
-  AND s.superseded_at IS NULL AND s.steve_id > %(after)s
-ORDER BY s.steve_id LIMIT %(limit)s
+WHERE s.source_id = %(source)s AND s.needs_decision AND stop.at IS NOT NULL AND s.id > %(after)s
+ORDER BY s.id LIMIT %(limit)s
 """
 
 

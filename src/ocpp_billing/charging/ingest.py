@@ -28,6 +28,14 @@ _encode = msgspec.json.Encoder().encode
 CREDIBLE_AHEAD = timedelta(minutes=5)
 
 
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """StEvE came back from a backup: ids above ``after_id`` that we knew before ``at`` mean others now."""
+
+    after_id: int
+    at: datetime
+
+
 @dataclass(slots=True)
 class IngestCounts:
     """What an ingest found: sessions never seen, sessions that changed, rows set aside."""
@@ -52,8 +60,9 @@ def ingest_transactions(
     rows: Sequence[Transaction],
     malformed: Iterable[MalformedRow],
     now: datetime,
+    restored: Restored | None = None,
 ) -> IngestCounts:
-    """Write what StEvE said into the ledger; call within a transaction.
+    """Write what StEvE said into the ledger; call once within a transaction.
 
     Args:
         cursor: a cursor of that transaction.
@@ -61,6 +70,7 @@ def ingest_transactions(
         rows: well-formed transactions, in any order; the last of two with one id wins.
         malformed: rows that could not be read.
         now: when they were read.
+        restored: StEvE was restored from a backup: where ids began to mean other sessions.
     """
     counts = IngestCounts(malformed=_set_aside(cursor, source, malformed, now))
     if not rows:
@@ -75,6 +85,9 @@ def ingest_transactions(
         for record in _records(incoming, known, now):
             copy.write_row(record)
     cursor.execute(_INSERT_TAGS, {"source": source, "now": now})
+    if restored is not None:
+        bound = {"source": source, "now": now, "after": restored.after_id, "at": restored.at}
+        cursor.execute(_SUPERSEDE, bound)
     cursor.execute(_FIND_STRANGERS, {"source": source})
     counts.strangers = [steve_id for (steve_id,) in cursor.fetchall()]
     cursor.execute(_UPSERT, {"source": source, "now": now})
@@ -198,6 +211,11 @@ def mark_vanished(cursor: Any, source: str, steve_ids: Sequence[int], now: datet
     return int(cursor.rowcount)
 
 
+def rewind(cursor: Any, source: str, highest_id: int) -> None:
+    """Make this the highest id known, so that the ids above it are asked for again."""
+    cursor.execute("UPDATE source SET highest_id = %s WHERE name = %s", [highest_id, source])
+
+
 _CREATE_INCOMING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS incoming (
     steve_id bigint, fingerprint bytea, charge_box_id text, connector_id int,
@@ -219,6 +237,18 @@ INSERT INTO id_tag (source_id, folded, text, steve_pk, first_seen_at)
 SELECT DISTINCT ON (folded) %(source)s, folded, id_tag, id_tag_pk, %(now)s
 FROM incoming ORDER BY folded, steve_id
 ON CONFLICT (source_id, folded) DO UPDATE SET steve_pk = EXCLUDED.steve_pk WHERE id_tag.steve_pk IS NULL
+"""
+
+# What a restored StEvE has forgotten stays as it is: it was delivered. One that was still open will never
+# stop, so it is shown as stuck.
+_SUPERSEDE = """
+UPDATE charging_session s SET superseded_at = %(now)s,
+    stuck_since = CASE WHEN s.state = 'open' THEN %(now)s ELSE s.stuck_since END,
+    state = CASE WHEN s.state = 'open' THEN 'stuck' ELSE s.state END,
+    rest_state = CASE WHEN s.rest_state = 'open' THEN 'stuck' ELSE s.rest_state END
+FROM incoming i
+WHERE s.source_id = %(source)s AND s.steve_id = i.steve_id AND s.superseded_at IS NULL
+  AND s.fingerprint <> i.fingerprint AND s.steve_id > %(after)s AND s.first_seen_at < %(at)s
 """
 
 _FIND_STRANGERS = """

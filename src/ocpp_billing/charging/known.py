@@ -63,6 +63,24 @@ class KnownSessions:
             limit=limit,
         )
 
+    def ids_above(self, steve_id: int) -> list[int]:
+        """Known ids above this one that are still there, in order."""
+        return self._ids(
+            "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND steve_id > %(above)s"
+            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id",
+            above=steve_id,
+        )
+
+    def fingerprints(self, ids: Sequence[int]) -> dict[int, bytes]:
+        """The fingerprints of these ids, as far as they are known."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT steve_id, fingerprint FROM charging_session WHERE source_id = %s"
+                " AND steve_id = ANY(%s) AND superseded_at IS NULL",
+                [self.source, list(ids)],
+            )
+            return {steve_id: bytes(known) for steve_id, known in cursor.fetchall()}
+
     def ids_to_recheck(
         self, *, stopped_since: datetime, manual_since: datetime, after_id: int, limit: int
     ) -> list[int]:
@@ -77,6 +95,17 @@ class KnownSessions:
             manual_since=manual_since,
             after_id=after_id,
             limit=limit,
+        )
+
+    def stopped_between(self, start: datetime, end: datetime, *, by_stop: bool) -> list[int]:
+        """Stopped sessions whose start (or stop) lies in a window, both ends included, in order."""
+        column = "stopped_at" if by_stop else "started_at"
+        return self._ids(
+            "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND stopped_at IS NOT NULL"
+            f" AND {column} BETWEEN %(start)s AND %(end)s"
+            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id",
+            start=start,
+            end=end,
         )
 
     def still_there(self, ids: Sequence[int]) -> set[int]:

@@ -179,7 +179,7 @@ class ChargingSession(models.Model):
         ]
         indexes = [
             models.Index(
-                fields=["source", "steve_id"],
+                fields=["source", "id"],
                 condition=Q(needs_decision=True),
                 name="charging_session_undecided",
             ),

@@ -9,13 +9,14 @@ list, windows, tags) is paced by its own measured duration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ocpp_billing import clock
 from ocpp_billing.log import get_logger
 from ocpp_billing.steve.client import MOST_IDS_PER_CALL
+from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ocpp_billing.charging.known import Gap, KnownSessions
     from ocpp_billing.steve.capabilities import Capabilities
     from ocpp_billing.steve.client import SteveClient
-    from ocpp_billing.steve.wire import TransactionsAnswer
+    from ocpp_billing.steve.wire import Transaction
 
 log = get_logger(__name__)
 
@@ -33,6 +34,8 @@ REST_FACTOR = 20
 LOOK_AHEAD = 50
 # The highest known ids are read again in every cycle: are they still who they were?
 IDENTITY_SAMPLE = 5
+# Spread over the whole history, when the last ones are not there any more.
+SPREAD_SAMPLE, SPREAD_SINGLES = 100, 10
 # Reaches from offline chargers and late stops to wrong clocks; older ones are met by the nightly reads.
 WINDOW = timedelta(hours=72)
 WINDOW_AHEAD = timedelta(days=2)
@@ -50,13 +53,37 @@ END = datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC)
 # Gaps in the numbering that are worth asking for one by one, where a call carries one id only.
 SINGLES_PER_CYCLE = 2
 GAP_SINGLES = 50
+# Reading again: from this hour of the organisation's night on.
+NIGHT_BEGINS = 2
+NIGHTLY_REACH = timedelta(days=35)
+COMPLETE_EVERY = timedelta(days=30)
+GAP_IDS_PER_NIGHT = 20_000
+NOTHING = TransactionsAnswer([], [])
+
+
+class AnotherSteveError(Exception):
+    """What answers at STEVE_API_URL is not the StEvE that this ledger has read so far."""
 
 
 class Recorder(Protocol):
     """Where discovery puts what it read: records it and its own progress in one transaction."""
 
-    def __call__(self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]) -> None:
-        """Record rows, ids that StEvE no longer shows, and how far reading has come."""
+    def __call__(
+        self,
+        answer: TransactionsAnswer,
+        *,
+        gone: Sequence[int],
+        progress: dict[str, Any],
+        rewind_to: int | None = None,
+    ) -> Sequence[int]:
+        """Record rows, ids that StEvE no longer shows, and how far reading has come.
+
+        ``rewind_to`` makes that id the highest one known: what StEvE gives out after it is new.
+
+        Returns:
+            Ids that came with another fingerprint than the ledger knows, and were therefore not recorded.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -70,6 +97,8 @@ class Discovery:
         record: writes an answer down.
         progress: paced reads and where a long read stands; stored with every record.
         say: tells a person how a long read gets on.
+        zone: whose night is meant.
+        strangers: ids that came with another fingerprint than the ledger knows.
     """
 
     client: SteveClient
@@ -78,6 +107,8 @@ class Discovery:
     record: Recorder
     progress: dict[str, Any]
     say: Callable[[str], None]
+    zone: tzinfo = UTC
+    strangers: set[int] = field(default_factory=set)
 
     # -- the two lanes -------------------------------------------------------------------------------
 
@@ -92,6 +123,7 @@ class Discovery:
         self._cross_gaps(highest)
         self._ask_stuck()
         self._recheck_stops()
+        self._read_again()
 
     def watch(self) -> None:
         """Between cycles: what is open, and the next ids; one cheap call where a call carries a list."""
@@ -113,17 +145,33 @@ class Discovery:
         return list(range(highest + 1, highest + 1 + number))
 
     def _ask_by_id(self, highest: int) -> None:
-        """Open sessions, the last known ids and the next ones; singles only where lists do not exist."""
-        latest = self.known.latest_ids(IDENTITY_SAMPLE)
+        """The last known ids, open sessions and the next ids; in one call where it carries a list."""
         if self.capabilities.id_lists:
-            self._ask(sorted({*self.known.open_ids(stuck=False), *latest}) + self._next_ids(LOOK_AHEAD))
-            while self.known.highest_id() > highest:
-                highest = self.known.highest_id()
-                self._ask(self._next_ids(MOST_IDS_PER_CALL))
-            return
-        self._ask(latest[:1])
-        while self._ask(self._next_ids(1)):
-            pass
+            latest = self.known.latest_ids(IDENTITY_SAMPLE)
+            ids = sorted({*latest, *self.known.open_ids(stuck=False)}) + self._next_ids(LOOK_AHEAD)
+        else:
+            ids = latest = self.known.latest_ids(1)
+        batch, rest = self._first_batch(ids, latest)
+        answer = self.client.transactions(ids=batch)
+        if latest and not self._matching(latest, answer.rows):
+            self._recognise()
+            highest = self.known.highest_id()
+            batch, rest = [], [*self.known.open_ids(stuck=False), *self._next_ids(LOOK_AHEAD)]
+        else:
+            self._take(batch, answer)
+        self._ask(rest)
+        if not self.capabilities.id_lists:
+            while self._ask(self._next_ids(1)):
+                pass
+        while self.capabilities.id_lists and self.known.highest_id() > highest:
+            highest = self.known.highest_id()
+            self._ask(self._next_ids(MOST_IDS_PER_CALL))
+
+    def _first_batch(self, ids: Sequence[int], latest: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Split ids into what the first call carries, the latest known ones among them, and the rest."""
+        size = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
+        first = [*latest, *(steve_id for steve_id in ids if steve_id not in latest)][:size]
+        return first, [steve_id for steve_id in ids if steve_id not in set(first)]
 
     def _ask(self, ids: Sequence[int]) -> int:
         """Read ids; known ones that StEvE no longer shows are marked as gone. Returns how many it showed."""
@@ -132,12 +180,71 @@ class Discovery:
         for start in range(0, len(ids), step):
             batch = list(ids[start : start + step])
             answer = self.client.transactions(ids=batch)
-            missing = set(batch) - {row.steve_id for row in answer.rows}
-            missing -= {row.steve_id for row in answer.malformed if row.steve_id is not None}
-            gone = sorted(self.known.still_there(sorted(missing))) if missing else []
-            self.record(answer, gone=gone, progress=self.progress)
-            shown += len(answer.rows) + len(answer.malformed)
+            shown += self._take(batch, answer)
         return shown
+
+    def _take(self, asked: Sequence[int], answer: TransactionsAnswer) -> int:
+        """Record the answer to a question for ids. Returns how many of them StEvE showed."""
+        missing = set(asked) - {row.steve_id for row in answer.rows}
+        missing -= {row.steve_id for row in answer.malformed if row.steve_id is not None}
+        gone = sorted(self.known.still_there(sorted(missing))) if missing else []
+        self._record(answer, gone=gone)
+        return len(answer.rows) + len(answer.malformed)
+
+    def _record(self, answer: TransactionsAnswer, *, gone: Sequence[int] = ()) -> None:
+        self.strangers.update(self.record(answer, gone=gone, progress=self.progress))
+
+    # -- is it still the same StEvE? ---------------------------------------------------------------
+
+    def _recognise(self) -> None:
+        """The last known ids are not what they were: find out what became of this StEvE.
+
+        Restored from a backup, StEvE gives out ids anew after the last one that the backup had. Those are
+        new sessions; ours of the same ids stay in the ledger as they are. Where nothing at all matches,
+        it is another server (a staging address, an empty database), and nothing of it is recorded.
+
+        Raises:
+            AnotherSteveError: when no known session is there.
+        """
+        self.say("The last known sessions are not there any more: looking for the last one that is.")
+        sample = self.known.sample_ids(SPREAD_SAMPLE if self.capabilities.id_lists else SPREAD_SINGLES)
+        matching = self._ask_matching(sample)
+        if not matching:
+            raise AnotherSteveError(
+                "STEVE_API_URL answers as another StEvE: none of the sessions read so far is there. Put the "
+                "right address back. If StEvE was set up anew, give it a STEVE_SOURCE of its own."
+            )
+        last = self._last_matching(max(matching))
+        gone = self.known.ids_above(last)
+        self.progress["restored"] = {"after": last, "at": clock.now().isoformat()}
+        self.record(NOTHING, gone=gone, progress=self.progress, rewind_to=last)
+        self.say(
+            f"StEvE was restored from a backup: {last} is the last transaction that is still there, "
+            f"{len(gone)} after it are not. They stay in the ledger; ids after {last} are new sessions."
+        )
+
+    def _matching(self, ids: Sequence[int], shown: Sequence[Transaction]) -> set[int]:
+        """Which of these known ids StEvE shows with the fingerprint that the ledger knows."""
+        known = self.known.fingerprints(ids)
+        return {row.steve_id for row in shown if known.get(row.steve_id) == fingerprint(row)}
+
+    def _ask_matching(self, ids: Sequence[int]) -> set[int]:
+        """The same, asked now; nothing is recorded."""
+        answer = self.client.transactions_by_id(ids, id_lists=self.capabilities.id_lists)
+        return self._matching(ids, answer.rows)
+
+    def _last_matching(self, at_least: int) -> int:
+        """The highest known id that still matches: by halving, from one that does."""
+        candidates = [at_least, *self.known.ids_above(at_least)]
+        step = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
+        low, high = 0, len(candidates)
+        while high - low > step:
+            middle = (low + high) // 2
+            if self._ask_matching(candidates[middle : middle + (IDENTITY_SAMPLE if step > 1 else 1)]):
+                low = middle
+            else:
+                high = middle
+        return max(self._ask_matching(candidates[low:high]) | {at_least})
 
     # -- by list, paced ------------------------------------------------------------------------------
 
@@ -147,7 +254,7 @@ class Discovery:
             return
         before = set(self.known.open_ids(stuck=False))
         answer = self._timed("active", lambda: self.client.transactions(type="ACTIVE"))
-        self.record(answer, gone=[], progress=self.progress)
+        self._record(answer)
         if not self.capabilities.id_lists:
             listed = {row.steve_id for row in answer.rows}
             self._ask(sorted(before - listed))
@@ -158,7 +265,7 @@ class Discovery:
             return
         now = clock.now()
         answer = self._timed("window", lambda: self._window(now - WINDOW, now + WINDOW_AHEAD))
-        self.record(answer, gone=[], progress=self.progress)
+        self._record(answer)
 
     def _window(self, from_: datetime, to: datetime) -> TransactionsAnswer:
         """A window by what this release compares; never all types where that returns the whole history."""
@@ -230,21 +337,53 @@ class Discovery:
     # -- the whole history -----------------------------------------------------------------------------
 
     def _backfill(self) -> None:
-        """Read the whole history in windows from the future back to 1970, resumable after each.
+        """Read the whole history, newest first, resumable after each window.
 
         Newest first: when a session with a reset clock turns up, the sessions around its id are known.
         """
         if "backfill" not in self.progress:
             self._read_active()
-            self.progress["backfill"] = {
+        self._read_windows("backfill", BEGINNING)
+        self._fill_gaps_of_history()
+        self.progress["backfilled_at"] = self.progress["complete_at"] = clock.now().isoformat()
+
+    def _read_again(self) -> None:
+        """Each night the last weeks, each month everything: what slipped through is found, what is gone, too.
+
+        Both begin after :data:`NIGHT_BEGINS`, when StEvE has time, and go on where they were interrupted.
+        """
+        local = clock.now().astimezone(self.zone)
+        today = local.date().isoformat()
+        if self.progress.get("night") != today and local.hour >= NIGHT_BEGINS:
+            complete_at = datetime.fromisoformat(self.progress["complete_at"])
+            if clock.now() >= complete_at + COMPLETE_EVERY:
+                self._read_windows("complete", BEGINNING, verify=True)
+                self.progress["complete_at"] = clock.now().isoformat()
+            else:
+                self._read_windows("nightly", clock.now() - NIGHTLY_REACH, verify=True)
+            self._ask_gaps_of_the_night()
+            self.progress["night"] = today
+            self.record(NOTHING, gone=(), progress=self.progress)
+
+    def _read_windows(self, name: str, beginning: datetime, *, verify: bool = False) -> None:
+        """Read backwards from the future to ``beginning``, in windows as wide as bring enough rows.
+
+        Args:
+            name: under which the progress is kept; an interrupted read goes on where it was.
+            beginning: where to end.
+            verify: ask by id for what the ledger has in a window and StEvE did not show there.
+        """
+        state = self.progress.setdefault(
+            name,
+            {
                 "before": END.isoformat(),
                 "from": (clock.now() - FIRST_WIDTH).isoformat(),
                 "width_s": int(FIRST_WIDTH.total_seconds()),
                 "rows": 0,
-            }
-        state = self.progress["backfill"]
-        while (before := datetime.fromisoformat(state["before"])) > BEGINNING:
-            start = max(datetime.fromisoformat(state["from"]), BEGINNING)
+            },
+        )
+        while (before := datetime.fromisoformat(state["before"])) > beginning:
+            start = max(datetime.fromisoformat(state["from"]), beginning)
             answer = self._window(start, before)
             width = timedelta(seconds=state["width_s"])
             if len(answer.rows) < BACKFILL_ROWS // 2:
@@ -253,14 +392,34 @@ class Discovery:
                 width = max(width / 2, NARROWEST)
             state |= {
                 "before": start.isoformat(),
-                "from": max(start - min(width, start - BEGINNING), BEGINNING).isoformat(),
+                "from": (start - min(width, start - BEGINNING)).isoformat(),
                 "width_s": int(width.total_seconds()),
                 "rows": state["rows"] + len(answer.rows),
             }
-            self.record(answer, gone=[], progress=self.progress)
-            self.say(f"read back to {start:%Y-%m-%d}, {state['rows']:,} sessions")
-        self._fill_gaps_of_history()
-        self.progress["backfilled_at"] = clock.now().isoformat()
+            self._record(answer)
+            self.say(f"{name}: read back to {start:%Y-%m-%d}, {state['rows']:,} sessions")
+            if verify:
+                self._verify_window(start, before, answer)
+        del self.progress[name]
+
+    def _verify_window(self, start: datetime, before: datetime, answer: TransactionsAnswer) -> None:
+        """What the ledger has in a window and StEvE did not show: gone, or changed meanwhile."""
+        expected = self.known.stopped_between(start, before, by_stop=self.capabilities.window_basis == "stop")
+        missing = sorted(set(expected) - {row.steve_id for row in answer.rows})
+        self._ask(missing if self.capabilities.id_lists else missing[:GAP_SINGLES])
+
+    def _ask_gaps_of_the_night(self) -> None:
+        """Ids that nothing has ever shown, a portion each night: a wide hole may hide old sessions."""
+        highest = self.known.highest_id()
+        budget = GAP_IDS_PER_NIGHT if self.capabilities.id_lists else GAP_SINGLES
+        low = int(self.progress.get("gaps_after", 0)) + 1
+        ids: list[int] = []
+        for gap in self.known.gaps(low, highest):
+            ids += range(gap.low, min(gap.high, gap.low + budget - len(ids) - 1) + 1)
+            if len(ids) >= budget:
+                break
+        self._ask(ids)
+        self.progress["gaps_after"] = ids[-1] if len(ids) >= budget else 0
 
     def _fill_gaps_of_history(self) -> None:
         """Ids that no window showed: deleted, never used, or with a start that StEvE lost (3.7)."""

@@ -10,6 +10,7 @@ does not stop the reading of StEvE, nor the other way round.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,25 @@ from ocpp_billing.billing.decide import DecisionPolicy, decide_sessions
 from ocpp_billing.billing.deliver import Courier
 from ocpp_billing.billing.outbox import break_leases, unfinished
 from ocpp_billing.billing.rules import Limits
-from ocpp_billing.charging.ingest import IngestCounts, ingest_transactions, mark_vanished
+from ocpp_billing.charging.ingest import (
+    IngestCounts,
+    Restored,
+    ingest_transactions,
+    mark_vanished,
+    rewind,
+)
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import Source
 from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
-from ocpp_billing.steve.discovery import REST_FACTOR, TAGS_EVERY, Discovery
+from ocpp_billing.steve.discovery import REST_FACTOR, TAGS_EVERY, AnotherSteveError, Discovery
 from ocpp_billing.steve.errors import SteveError
 from ocpp_billing.sync.database import fenced_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ocpp_billing.config import Config
     from ocpp_billing.lago.client import LagoClient
@@ -77,28 +84,43 @@ def synchronize(config: Config, steve: SteveClient, lago: LagoClient, journal: R
 def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal) -> None:
     """Read what may be new or changed, and write each answer down before the next question."""
     found = IngestCounts()
-    with journal.step("discover", SteveError), journal.step("record") as recorded:
+    with journal.step("discover", SteveError, AnotherSteveError), journal.step("record") as recorded:
         try:
             source, _ = Source.objects.get_or_create(name=config.steve_source)
             capabilities = _capabilities(config, steve, source)
             progress = source.progress
 
-            def record(answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]) -> None:
+            def record(
+                answer: TransactionsAnswer,
+                *,
+                gone: Sequence[int],
+                progress: dict[str, Any],
+                rewind_to: int | None = None,
+            ) -> Sequence[int]:
                 with fenced_transaction("record", journal.fence) as cursor:
                     now = clock.now()
-                    found.add(ingest_transactions(cursor, source.name, answer.rows, answer.malformed, now))
+                    read = ingest_transactions(
+                        cursor, source.name, answer.rows, answer.malformed, now, _restored(progress)
+                    )
                     if gone:
                         mark_vanished(cursor, source.name, gone, now)
+                    if rewind_to is not None:
+                        rewind(cursor, source.name, rewind_to)
                     _store_progress(cursor, source.name, progress)
+                found.add(read)
+                return read.strangers
 
-            Discovery(
+            discovery = Discovery(
                 client=steve,
                 capabilities=capabilities,
                 known=KnownSessions(source.name),
                 record=record,
                 progress=progress,
                 say=lambda text: journal.say("discover.progress", text),
-            ).cycle()
+                zone=config.timezone,
+            )
+            with _pause_where_identity_is_in_doubt(config, discovery):
+                discovery.cycle()
             _read_tags(source.name, steve, progress, journal)
         finally:
             recorded |= {
@@ -111,6 +133,34 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
             "record.done",
             f"{found.discovered} sessions discovered, {found.changed} changed, {found.malformed} set aside",
         )
+
+
+@contextmanager
+def _pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> Iterator[None]:
+    """Stop delivery when StEvE is another one, was restored, or shows others under known numbers."""
+    restored_before = discovery.progress.get("restored")
+    try:
+        yield
+    except AnotherSteveError as error:
+        control.pause(config, by=control.BY_ITSELF, reason=str(error))
+        raise
+    restored = discovery.progress.get("restored")
+    if restored != restored_before and restored is not None:
+        reason = (
+            f"StEvE was restored from a backup: ids after {restored['after']} mean new sessions now. Check "
+            "that the sessions on both sides of it look right, then resume."
+        )
+        control.pause(config, by=control.BY_ITSELF, reason=reason)
+    if discovery.strangers:
+        some = ", ".join(map(str, sorted(discovery.strangers)[:5]))
+        reason = f"StEvE shows other sessions under numbers that are known ({some}); they were not recorded."
+        control.pause(config, by=control.BY_ITSELF, reason=reason)
+        raise AnotherSteveError(reason)
+
+
+def _restored(progress: dict[str, Any]) -> Restored | None:
+    mark = progress.get("restored")
+    return None if mark is None else Restored(int(mark["after"]), datetime.fromisoformat(mark["at"]))
 
 
 def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabilities:
@@ -167,7 +217,7 @@ def _store_progress(cursor: Any, source: str, progress: dict[str, Any]) -> None:
 def decide(config: Config, directory: LagoDirectory, journal: RunJournal) -> None:
     """Decide every session that asks for it; what waits for Lago asks again in every run."""
     with journal.step("decide", LagoError) as counted:
-        _ask_again_what_waits_for_lago(config.steve_source, journal)
+        _ask_again_where_causes_may_be_gone(config, journal)
         counts = decide_sessions(policy_of(config), directory, journal.fence)
         counted |= {"held": counts.held, "excluded": counts.excluded, "queued": counts.queued}
         if counts.decided:
@@ -196,14 +246,43 @@ def policy_of(config: Config) -> DecisionPolicy:
     )
 
 
-def _ask_again_what_waits_for_lago(source: str, journal: RunJournal) -> None:
-    """What is held for Lago's side is decided anew in every run: the cause may be gone by now."""
+def _ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> None:
+    """Held sessions are decided anew by themselves when their cause may have gone away.
+
+    What waits for Lago: in every run. Everything held: once a night. What a threshold held or excluded:
+    when the settings have changed. Mappings, rulings and evidence ask by themselves when they change.
+    """
+    policy = policy_of(config)
+    today = clock.now().astimezone(config.timezone).date().isoformat()
+    settings = repr((policy.limits, policy.late_policy, policy.max_auto_correction_wh, policy.metric_code))
     with fenced_transaction("ask again", journal.fence) as cursor:
-        cursor.execute(
-            "UPDATE charging_session SET needs_decision = true, asked = asked + 1"
-            " WHERE source_id = %s AND state = 'held' AND NOT needs_decision AND rest_reason = ANY(%s)",
-            [source, ["no_subscription", "ambiguous_subscription", "metric_not_charged", "late_period"]],
-        )
+        cursor.execute("SELECT progress FROM source WHERE name = %s FOR UPDATE", [config.steve_source])
+        row = cursor.fetchone()
+        progress = {} if row is None else msgspec.json.decode(row[0])
+        if progress.get("settings", settings) != settings:
+            states, reasons = ["held", "excluded", "queued"], None
+        elif progress.get("asked_again_on") != today:
+            states, reasons = ["held"], None
+        else:
+            states, reasons = ["held"], WAITS_FOR_LAGO
+        bound = {"source": config.steve_source, "states": states, "reasons": reasons}
+        cursor.execute(_ASK_AGAIN, bound)
+        progress |= {"settings": settings, "asked_again_on": today}
+        _store_progress(cursor, config.steve_source, progress)
+
+
+WAITS_FOR_LAGO: list[str] | None = [
+    "no_subscription",
+    "ambiguous_subscription",
+    "metric_not_charged",
+    "late_period",
+]
+
+_ASK_AGAIN = """
+UPDATE charging_session SET needs_decision = true, asked = asked + 1
+WHERE source_id = %(source)s AND state = ANY(%(states)s) AND NOT needs_decision
+  AND (%(reasons)s::text[] IS NULL OR reason = ANY(%(reasons)s::text[]))
+"""
 
 
 # -- 4: deliver ----------------------------------------------------------------------------------------

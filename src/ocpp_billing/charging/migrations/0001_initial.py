@@ -228,7 +228,7 @@ class Migration(migrations.Migration):
             model_name="chargingsession",
             index=models.Index(
                 condition=models.Q(("needs_decision", True)),
-                fields=["source", "steve_id"],
+                fields=["source", "id"],
                 name="charging_session_undecided",
             ),
         ),
