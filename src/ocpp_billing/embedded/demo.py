@@ -110,9 +110,9 @@ def fresh_database() -> None:
     from psycopg import sql
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    parameters = conninfo_to_dict(os.environ["DATABASE_URL"])
-    name = sql.Identifier(str(parameters["dbname"]))
-    maintenance = make_conninfo(**{**parameters, "dbname": "template1"})
+    url = os.environ["DATABASE_URL"]
+    name = sql.Identifier(str(conninfo_to_dict(url)["dbname"]))
+    maintenance = make_conninfo(url, dbname="template1")
     with psycopg.connect(maintenance, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
         connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
