@@ -24,9 +24,12 @@ from ocpp_billing.log import configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
 DONE, FAILED, USAGE, LEFT = 0, 1, 2, 3
 EXIT_CODES = {"completed": DONE, "partial": LEFT, "failed": FAILED, "interrupted": FAILED}
+# Those of billing.balance, which can only be imported when Django is set up.
+BREAKDOWNS = ("day", "reason", "tag", "customer", "subscription")
 # What takes longer than this says how it gets on.
 QUIET_FOR_S = 2.0
 
@@ -120,18 +123,60 @@ def synchronize_and_report(config: Config, *, as_json: bool) -> int:
 
 
 def balance(config: Config, args: argparse.Namespace) -> int:
-    """Print where every watt-hour stands."""
-    from ocpp_billing.report import format_balance
-
+    """Print where every watt-hour stands, by a full recount, or broken down."""
+    if args.by is None and (args.from_ or args.to):
+        raise CommandError("--from and --to choose sessions for --by; the balance itself is always whole.")
+    if args.by is not None and args.prove:
+        raise CommandError("--prove is about the whole balance: leave --by away.")
+    from_, to = (
+        _instant(option, value, config) for option, value in (("--from", args.from_), ("--to", args.to))
+    )
     with ledger(config):
-        from ocpp_billing.billing.balance import read_balance
-
-        result = read_balance(config.steve_source)
-        if args.json:
-            out_json(result.to_json())
+        if args.by is not None:
+            _print_breakdown(config, args, from_, to)
+        elif args.prove:
+            _print_proof(config, as_json=args.json)
         else:
-            out(format_balance(result))
+            from ocpp_billing.billing.balance import read_balance
+            from ocpp_billing.report import format_balance
+
+            result = read_balance(config.steve_source)
+            if args.json:
+                out_json(result.to_json())
+            else:
+                out(format_balance(result))
     return DONE
+
+
+def _instant(option: str, value: str | None, config: Config) -> datetime | None:
+    try:
+        return None if value is None else parse_instant(value, config.timezone)
+    except ValueError as error:
+        raise CommandError(f"{option} is {value!r}, but must be {error}.") from None
+
+
+def _print_breakdown(
+    config: Config, args: argparse.Namespace, from_: datetime | None, to: datetime | None
+) -> None:
+    from ocpp_billing.billing.balance import balance_by
+    from ocpp_billing.report import format_breakdown
+
+    rows = balance_by(config.steve_source, args.by, from_=from_, to=to, zone=config.timezone)
+    if args.json:
+        out_json({"by": args.by, "rows": [row.to_json() for row in rows]})
+    else:
+        out(format_breakdown(rows, args.by))
+
+
+def _print_proof(config: Config, *, as_json: bool) -> None:
+    from ocpp_billing.billing.balance import prove_balance
+    from ocpp_billing.report import format_balance, format_proof
+
+    proof = prove_balance(config.steve_source)
+    if as_json:
+        out_json({**proof.balance.to_json(), "proof": proof.to_json()})
+    else:
+        out(f"{format_balance(proof.balance)}\n{format_proof(proof)}")
 
 
 # -- going live ----------------------------------------------------------------------------------------
@@ -398,8 +443,23 @@ def build_parser() -> argparse.ArgumentParser:
         "Exit code 0 completed, 1 failed, 3 partial. Beside a running worker it triggers that and follows.",
     )
     added.add_argument("--json", action="store_true", help="print the summary as JSON")
-    added = command("balance", balance, "show where every watt-hour stands")
+    added = command(
+        "balance",
+        balance,
+        "show where every watt-hour stands",
+        "Always added up in full, never taken from counters.",
+    )
     added.add_argument("--json", action="store_true", help="print it as JSON")
+    added.add_argument("--prove", action="store_true", help="compare the counters with it and put them right")
+    added.add_argument("--by", choices=BREAKDOWNS, help="break it down")
+    for option, help_text in (("from", "at or after"), ("to", "before")):
+        added.add_argument(
+            f"--{option}",
+            dest="from_" if option == "from" else "to",
+            metavar="DATE",
+            help=f"with --by: sessions that stopped {help_text} this date (00:00 in SYNC_TIMEZONE) "
+            "or date-time",
+        )
     added = command(
         "go-live",
         go_live,
@@ -435,8 +495,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name, module in (("steve", steve_command), ("lago", lago)):
         simulator = simulators.add_parser(name, help=f"a simulated {'StEvE' if name == 'steve' else 'Lago'}")
-        module.configure(simulator)  # type: ignore[attr-defined]  # both modules have the same two functions
-        simulator.set_defaults(function=simulate, simulator=module.run)  # type: ignore[attr-defined]
+        module.configure(simulator)  # both modules have the same two functions
+        simulator.set_defaults(function=simulate, simulator=module.run)
     return parser
 
 
