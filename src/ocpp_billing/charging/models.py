@@ -30,7 +30,7 @@ class Source(models.Model):
     base_url = models.TextField(blank=True, db_default="")
     capabilities = models.JSONField(null=True)
     capabilities_at = models.DateTimeField(null=True)
-    # Highest transaction id ever seen; ids grow in the order of arrival (facts/steve.md 4.1).
+    # Highest transaction id ever seen; StEvE gives ids in the order in which starts arrive.
     highest_id = models.BigIntegerField(db_default=0)
     # Latest credible start among all sessions seen: what a clock of 1970 is measured against.
     latest_start_at = models.DateTimeField(null=True)
@@ -142,7 +142,8 @@ class ChargingSession(models.Model):
     asked = models.IntegerField(db_default=0)
 
     stuck_since = models.DateTimeField(null=True)
-    # {"source": "meter_value"|"next_start"|"none", "stop_wh": int|null, "at": iso|null, "read_at": iso}
+    # {"source": "meter_value"|"next_start"|"none", "stop_wh": int|null, "at": iso|null, "read_at": iso,
+    # "heard_at": iso|null}; heard_at is the time of the last meter value, whatever that is worth
     evidence = models.JSONField(null=True)
     # What is worth saying and stops nothing, such as "overlaps session 12 in time".
     flags = models.JSONField(db_default=[])
@@ -196,6 +197,11 @@ class ChargingSession(models.Model):
             models.Index(
                 fields=["source", "charge_box_id", "connector_id", "started_at"],
                 name="charging_session_connector",
+            ),
+            # Who came next on the connector, in the order of arrival: what makes a session stuck.
+            models.Index(
+                fields=["source", "charge_box_id", "connector_id", "steve_id"],
+                name="charging_session_neighbours",
             ),
             models.Index(fields=["id_tag", "started_at"], name="charging_session_tag"),
             models.Index(fields=["source", "stopped_at"], name="charging_session_stopped"),

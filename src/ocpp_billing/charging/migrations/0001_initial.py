@@ -257,6 +257,13 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="chargingsession",
+            index=models.Index(
+                fields=["source", "charge_box_id", "connector_id", "steve_id"],
+                name="charging_session_neighbours",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="chargingsession",
             index=models.Index(fields=["id_tag", "started_at"], name="charging_session_tag"),
         ),
         migrations.AddIndex(
