@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 # A charger's clock may run ahead of ours by so much before its times are not believed.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 # A start so long before the latest start among lower ids is a clock that was reset (1970), not an
-# offline charger: ids are given in the order of arrival (facts/steve.md 4.1, 4.6).
+# offline charger: StEvE gives ids in the order of arrival, and a charger's queue may be weeks old.
 CLOCK_LAG = timedelta(days=60)
-# StEvE rounds the meter value of a manual stop up to a whole Wh (facts/steve.md 4.1).
+# StEvE rounds the meter value of a manual stop up to a whole Wh.
 EVIDENCE_TOLERANCE_WH = 1
 
 

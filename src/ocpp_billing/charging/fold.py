@@ -9,7 +9,7 @@ def fold_id_tag(text: str) -> str:
     """Fold an id tag as StEvE's database compares it.
 
     StEvE's columns have MySQL's ``utf8_unicode_ci``: upper and lower case, accents and trailing blanks do
-    not count (facts/steve.md 6), so ``tag-alice`` and ``TAG-ALICE `` are one tag.
+    not count, so ``tag-alice`` and ``TAG-ALICE `` are one tag.
     """
     if text.isascii():
         return text.rstrip(" ").lower()

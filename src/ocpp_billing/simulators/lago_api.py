@@ -34,7 +34,7 @@ PREFIX = "/api/v1"
 PER_PAGE = 100
 KEY_CACHE = timedelta(hours=1)
 JSON = {"content-type": "application/json; charset=utf-8"}
-# What a path parameter may be: Rails cuts at a dot unless the route says otherwise (facts 3).
+# What a path parameter may be: Rails cuts at a dot unless the route says otherwise.
 NAME = r"([^/.?]+)(?:\.[^/.?]+)?"
 WHOLE = r"([^/]+)"
 
@@ -48,7 +48,7 @@ class LagoApi:
 
     Attributes:
         api_key: the key that opens it.
-        revoked_at: since when the key is revoked; event routes go on up to an hour (facts 1.1).
+        revoked_at: since when the key is revoked; event routes go on up to an hour.
         denied: pairs such as ``("write", "event")`` that the key may not do (403).
         version: (major, minor, patch).
     """
@@ -115,7 +115,7 @@ class LagoApi:
         self, request: Request
     ) -> tuple[str, Callable[[Request, tuple[str, ...]], Any], tuple[str, ...]]:
         if request.path.startswith(f"{PREFIX}/"):
-            # What "%2E" and "%2F" do in Lago's router was not tried (facts 10): the worse is assumed.
+            # What "%2E" and "%2F" do in Lago's router was not tried: the worse is assumed.
             path = unquote(request.path.removeprefix(PREFIX))
             for method, pattern, resource, act in self._routes:
                 if method == request.method and (match := pattern.fullmatch(path)):
@@ -134,7 +134,7 @@ class LagoApi:
             raise LagoError(403, "Forbidden", f"{mode}_action_not_allowed_for_{resource}")
 
     def _body(self, request: Request) -> dict[str, Any]:
-        """The JSON body; another content type, a compressed or a broken body is not read (facts 1.1, 4)."""
+        """The JSON body; another content type, a compressed or a broken body is not read."""
         if "json" not in request.headers.get("content-type", ""):
             return {}
         try:
@@ -254,7 +254,7 @@ class LagoApi:
         return self._subscriptions(request, arguments[0])
 
     def _subscriptions(self, request: Request, external_customer_id: str | None) -> Any:
-        """Only active ones by default; one unknown status switches the filter off silently (facts 3)."""
+        """Only active ones by default; one unknown status switches the filter off silently."""
         statuses = request.all("status[]") or ["active"]
         found: Iterable[Subscription] = self.books.subscriptions
         if all(status in STATUSES for status in statuses):
@@ -331,7 +331,7 @@ class LagoApi:
     def _current_usage(self, request: Request, arguments: tuple[str, ...]) -> Any:
         customer = self.books.catalogue.customers.get(arguments[0])
         if customer is None:
-            raise internal_error()  # not 404: the code that should rescue it fails itself (facts 2)
+            raise internal_error()  # not 404: the code that should rescue it fails itself
         row = self.books.active(request.first("external_subscription_id") or "")
         if row is None or row.customer is not customer:
             raise LagoError(405, "Method Not Allowed", "no_active_subscription")
@@ -359,7 +359,7 @@ class LagoApi:
         }
 
     def _filtered_charges(self, row: Subscription, request: Request) -> list[Any]:
-        """Filters without ``filter_by_`` exist since v1.47; before, they are ignored (facts 2)."""
+        """Filters without ``filter_by_`` exist since v1.47; before, they are ignored."""
         names = ["filter_by_charge_id", "filter_by_charge_code"]
         if self.version >= (1, 47):
             names += ["charge_id", "charge_code", "billable_metric_code"]
@@ -419,7 +419,7 @@ class LagoApi:
 
 
 def paginated(name: str, found: list[Any], request: Request, show: Callable[[Any], Any]) -> dict[str, Any]:
-    """A page of a list with its meta; ``current_page`` is 0 when there is nothing (facts 2)."""
+    """A page of a list with its meta; ``current_page`` is 0 when there is nothing."""
     page = max(_whole(request.first("page"), 1), 1)
     per_page = _whole(request.first("per_page"), PER_PAGE) or PER_PAGE
     total = len(found)

@@ -240,7 +240,7 @@ class Catalogue:
     def create_plan(self, given: dict[str, Any], now: datetime, *, premium: bool = False) -> Plan:
         """Create-only; charges name their metric by ``billable_metric_id`` or ``billable_metric_code``.
 
-        Without ``premium`` ``invoiceable: false`` is ignored silently, as open-source Lago does (facts 3).
+        Without ``premium`` ``invoiceable: false`` is ignored silently, as open-source Lago does.
 
         Raises:
             LagoError: 422 per field, 404 for a metric that does not exist.
@@ -335,7 +335,7 @@ class Catalogue:
 
 
 def _is_amount(value: Any) -> bool:
-    """Amounts are strings (facts 3); a JSON number is refused."""
+    """Amounts are strings; a JSON number is refused."""
     try:
         return isinstance(value, str) and Decimal(value) >= 0
     except InvalidOperation:

@@ -1,4 +1,4 @@
-"""Lago's event stores: what each accepts, refuses, overwrites and half-keeps (facts 1.1 to 1.3).
+"""Lago's event stores: what each accepts, refuses, overwrites and half-keeps.
 
 ========================  =====================================================================
 ``postgres``              since v1.39: a batch is stored whole or not at all
@@ -107,7 +107,7 @@ class StoredEvent:
     def value(self, field: str | None, *, clickhouse: bool) -> Decimal | None:
         """The number Lago sums, or None where the event does not count at all.
 
-        PostgreSQL counts only what matches its number pattern (facts 0.6); ClickHouse counts what it
+        PostgreSQL counts only what matches its number pattern; ClickHouse counts what it
         cannot read as zero. Metrics cannot be changed, so the first answer is kept.
         """
         if self._value is UNREAD:
@@ -235,7 +235,7 @@ class EventStore:
                 fresh.append(event)
                 seen_rows.add(row)
             # The same id under another subscription of this batch is inserted and yet not recognised
-            # as inserted, so such a batch is refused for ever (facts 1.2).
+            # as inserted, so such a batch is refused for ever.
             if not inserted or event.transaction_id in seen_ids:
                 errors[str(index)] = DUPLICATE
             seen_ids.add(event.transaction_id)
@@ -425,7 +425,7 @@ class EventStore:
     def event_json(self, event: StoredEvent, *, created: bool = False) -> dict[str, Any]:
         """An event as the API shows it; ``created`` = in the answer to its POST.
 
-        lago_customer_id and lago_subscription_id are always null (facts 1.1). PostgreSQL's jsonb gives
+        lago_customer_id and lago_subscription_id are always null. PostgreSQL's jsonb gives
         the properties back in an order of its own. ClickHouse has no id when an event is created, and
         a composite one when it is read.
         """

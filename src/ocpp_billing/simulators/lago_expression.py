@@ -1,6 +1,6 @@
 """Expressions of billable metrics, such as ``round(event.properties.wh / 1000, 3)``.
 
-Their grammar is a subset of Python's (facts 3, ceil, floor, round, concat, least, greatest, the four
+Their grammar is a subset of Python's (ceil, floor, round, concat, least, greatest, the four
 operators, ``event.timestamp|code|properties.x``), so Python's parser reads them and only the named
 nodes are walked.
 """

@@ -80,7 +80,7 @@ def iso_milliseconds(at_us: int) -> str:
     """``2026-11-01T00:00:00.123Z``, cut (not rounded) to milliseconds.
 
     Also for the years beyond 9999 which a time in milliseconds, sent where seconds belong, becomes:
-    Lago accepts those with 200 (facts 1.1).
+    Lago accepts those with 200.
     """
     second, fraction_us = divmod(at_us, 1_000_000)
     day_s = second % 86_400
@@ -117,7 +117,7 @@ def read_timestamp_us(value: Any, *, binary_float: bool) -> int | None:
         value: seconds as an integer, a float or a numeric string. ISO 8601 and ``""`` are refused,
             milliseconds are taken for seconds.
         binary_float: before v1.48.0 the seconds went through a binary float, and what was cut to
-            microseconds could end one lower (facts 1.1).
+            microseconds could end one lower.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None

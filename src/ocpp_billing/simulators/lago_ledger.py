@@ -1,4 +1,4 @@
-"""The simulator's own account of every event: where it was counted, or why it never will be (facts 1.5)."""
+"""The simulator's own account of every event: where it was counted, or why it never will be."""
 
 from __future__ import annotations
 

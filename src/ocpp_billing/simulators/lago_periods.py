@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MONTHS_BY_INTERVAL = {"monthly": 1, "quarterly": 3, "semiannual": 6, "yearly": 12}
 INTERVALS = ("weekly", *MONTHS_BY_INTERVAL)
 BILLING_TIMES = ("calendar", "anniversary")
-BILLING_MINUTE = 10  # Lago's clock starts the hourly biller at :10 (facts 0.7)
+BILLING_MINUTE = 10  # Lago's clock starts the hourly biller at :10
 
 
 @dataclass(frozen=True, slots=True)

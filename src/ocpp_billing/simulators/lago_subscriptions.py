@@ -1,4 +1,4 @@
-"""Subscriptions as rows: an external id may stand for several of them over time (facts 1.3)."""
+"""Subscriptions as rows: an external id may stand for several of them over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Lago counts: events of a charge between two instants, as units and money (facts 0.6, 1.3, 2)."""
+"""What Lago counts: events of a charge between two instants, as units and money."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def aggregate(metric: Metric, total: Decimal, values: list[Decimal]) -> Decimal:
 
 
 def round_units(metric: Metric, units: Decimal) -> Decimal:
-    """Rounding of the aggregated units (not of each event; facts 3)."""
+    """Rounding of the aggregated units (not of each event)."""
     if metric.rounding_function is None:
         return units
     step = Decimal(1).scaleb(-(metric.rounding_precision or 0))
@@ -182,7 +182,7 @@ def advance_units(
     Args:
         current: running total before the event.
         highest: maximum so far, or None before the period's first event.
-        value: the event's units; negative ones are charged 0 and make later ones free (facts 1.3).
+        value: the event's units; negative ones are charged 0 and make later ones free.
 
     Returns:
         Units charged, new running total, new maximum.
@@ -266,7 +266,7 @@ class _CachedUsage:
 
 
 class UsageCache:
-    """Current usage is cached per charge until the job after storing expires it (facts 2).
+    """Current usage is cached per charge until the job after storing expires it.
 
     Attributes:
         delay_us: how long after storing that job runs.

@@ -42,7 +42,7 @@ NOWHEN_END: Final = datetime(1990, 1, 2, tzinfo=UTC)
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a release does; see the version matrix of the facts.
+    """What a release does; the releases are compared in docs/explanation/steve-and-lago.md.
 
     Attributes:
         release: ``3.6/3.7``, ``3.8``, ``3.9``, ``3.10``, ``3.8-3.10``, ``3.11``, ``3.12`` or
