@@ -1,6 +1,6 @@
 """Which stopped session is billed, held or excluded, and by which rule.
 
-The oracle below is DESIGN's table of rules, written down once more: every row is evaluated in exact
+The oracle below is the table of rules, written down once more: every row is evaluated in exact
 fractions, with divisions, and the first that is true decides.
 """
 
