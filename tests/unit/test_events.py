@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ocpp_billing.billing.events import (
     EventFacts,
+    EventForm,
     KnownEvent,
     Settlement,
     build_event,
@@ -161,12 +162,16 @@ class TestIdTag:
 LIMIT_WH = 50_000
 
 
+def form(row: str) -> EventForm:
+    return EventForm(row, "ev_charging_kwh", "kwh")
+
+
 def sent(event_id: int, energy_wh: int, row: str = "row-1") -> KnownEvent:
-    return KnownEvent(event_id, energy_wh, attempted=True, lago_subscription_id=row)
+    return KnownEvent(event_id, energy_wh, attempted=True, form=form(row))
 
 
 def waiting(event_id: int, energy_wh: int, row: str = "row-1") -> KnownEvent:
-    return KnownEvent(event_id, energy_wh, attempted=False, lago_subscription_id=row)
+    return KnownEvent(event_id, energy_wh, attempted=False, form=form(row))
 
 
 def billing(energy_wh: int, *events: KnownEvent, row: str = "row-1") -> Settlement:
@@ -174,7 +179,7 @@ def billing(energy_wh: int, *events: KnownEvent, row: str = "row-1") -> Settleme
         energy_wh=energy_wh,
         outcome="bill",
         reason=None,
-        lago_subscription_id=row,
+        form=form(row),
         events=events,
         max_auto_correction_wh=LIMIT_WH,
     )
@@ -185,7 +190,7 @@ def ending(outcome: str, reason: Reason, energy_wh: int, *events: KnownEvent) ->
         energy_wh=energy_wh,
         outcome=outcome,
         reason=reason,
-        lago_subscription_id=None,
+        form=None,
         events=events,
         max_auto_correction_wh=LIMIT_WH,
     )
@@ -311,15 +316,17 @@ class Case:
     row: str
     limit_wh: int
     events: tuple[KnownEvent, ...]
+    negative_is_honoured: bool
 
     def settle(self) -> Settlement:
         return settle(
             energy_wh=self.energy_wh,
             outcome=self.outcome,
             reason=self.reason,
-            lago_subscription_id=self.row if self.outcome == "bill" else None,
+            form=form(self.row) if self.outcome == "bill" else None,
             events=self.events,
             max_auto_correction_wh=self.limit_wh,
+            negative_is_honoured=lambda _energy_wh: self.negative_is_honoured,
         )
 
     def after(self, found: Settlement) -> Case:
@@ -333,13 +340,13 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     outcome, reason = draw(outcomes)
     events = tuple(
-        KnownEvent(number, energy_wh, attempted, draw(st.sampled_from(["row-1", "row-1", "row-2"])))
+        KnownEvent(number, energy_wh, attempted, form(draw(st.sampled_from(["row-1", "row-1", "row-2"]))))
         for number, (attempted, energy_wh) in enumerate(draw(known_events), 1)
     )
     exact = sum(event.energy_wh for event in events)  # so that "nothing has changed" is often met
     energy_wh = draw(st.one_of(read_energies, st.just(exact), st.integers(-2, 2).map(exact.__add__)))
     limit_wh = draw(st.sampled_from([0, 1, 1_000, 50_000]))
-    return Case(energy_wh, outcome, reason, "row-1", limit_wh, events)
+    return Case(energy_wh, outcome, reason, "row-1", limit_wh, events, draw(st.booleans()))
 
 
 def by_the_book(case: Case) -> Settlement:
@@ -349,10 +356,14 @@ def by_the_book(case: Case) -> Settlement:
     at_home = [event for event in case.events if not event.attempted]
     missing = delivered - sum(event.energy_wh for event in at_lago)
     planned = sum(event.energy_wh for event in at_home)
-    rows = {event.lago_subscription_id for event in at_home} | {case.row}
+    rows = {event.form.lago_subscription_id for event in at_home} | {case.row}
     if case.outcome == "bill" and planned == missing and len(rows) == 1:
         return Settlement()
     void = tuple(event.event_id for event in at_home)
+    if case.reason is Reason.BY_OPERATOR:
+        if at_lago and missing == 0:
+            return Settlement(void)
+        return Settlement(void, rest_state="excluded", rest_reason=case.reason, rest_wh=missing)
     state = {"hold": "held", "exclude": "excluded"}.get(case.outcome)
     if not at_lago and state is not None:
         return Settlement(void, rest_state=state, rest_reason=case.reason, rest_wh=delivered)
@@ -360,9 +371,9 @@ def by_the_book(case: Case) -> Settlement:
         return Settlement(void)
     if not at_lago:
         return Settlement(void, bill_wh=missing)
-    if missing < 0:
+    if missing < 0 and (state is not None or not case.negative_is_honoured):
         return held(Reason.REFUND_BY_CREDIT_NOTE, missing, *void)
-    if state is not None or missing > case.limit_wh:
+    if state is not None or not -case.limit_wh <= missing <= case.limit_wh:
         return held(Reason.CHANGED_AFTER_BILLING, missing, *void)
     return Settlement(void, bill_wh=missing, correction=True)
 
@@ -390,9 +401,10 @@ def test_what_lago_may_know_is_never_taken_back(case):
 
 @settings(max_examples=300)
 @given(cases())
-def test_only_positive_energy_is_sent_and_never_beside_a_rest(case):
+def test_negative_energy_is_sent_only_as_a_correction_that_lago_honours_and_nothing_beside_a_rest(case):
     found = case.settle()
-    assert found.bill_wh is None or (found.bill_wh > 0 and found.rest_state is None)
+    assert found.bill_wh is None or found.rest_state is None
+    assert found.bill_wh is None or found.bill_wh > 0 or (found.correction and case.negative_is_honoured)
     assert (found.rest_state is None) == (found.rest_reason is None)
     assert found.rest_state is not None or found.rest_wh == 0
 

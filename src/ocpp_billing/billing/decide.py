@@ -18,6 +18,7 @@ from django.db import connection
 from ocpp_billing.billing.balance import STATE_RANK_SQL
 from ocpp_billing.billing.events import (
     EventFacts,
+    EventForm,
     KnownEvent,
     Settlement,
     build_event,
@@ -232,13 +233,14 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
         energy_wh=session.facts.energy_wh,
         outcome=item.outcome,
         reason=item.reason,
-        lago_subscription_id=item.chosen.row.lago_id if item.chosen else None,
+        form=_form(item, policy, directory),
         events=session.events,
         max_auto_correction_wh=(
             NO_LIMIT_WH
             if Reason.CHANGED_AFTER_BILLING in session.rulings.accepted
             else policy.max_auto_correction_wh
         ),
+        negative_is_honoured=lambda energy_wh: _is_honoured(item, energy_wh, policy, directory),
     )
     if item.settlement.rest_state == "held" and item.reason != item.settlement.rest_reason:
         item.outcome, item.reason = "hold", item.settlement.rest_reason
@@ -268,6 +270,38 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
             send_id_tag=policy.send_id_tag,
         )
     )
+
+
+def _form(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> EventForm | None:
+    if item.chosen is None or directory.field_name is None:
+        return None
+    return EventForm(item.chosen.row.lago_id, policy.metric_code, directory.field_name)
+
+
+def _is_honoured(item: _Judged, energy_wh: int, policy: DecisionPolicy, directory: LagoDirectory) -> bool:
+    """Whether Lago would count a negative event in full.
+
+    It lets no period's total fall below 0 and pays nothing back, in arrears as in advance. So the period
+    of the session must still be open, charged in arrears, and hold enough even if none of our positive
+    events that are still under way arrived.
+    """
+    chosen = item.chosen
+    if chosen is None or chosen.charge.pay_in_advance or item.event_at != item.session.facts.stopped_at:
+        return False
+    counted_wh = directory.counted_wh(chosen.row)
+    if counted_wh is None:
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT coalesce(sum(energy_wh), 0) FROM usage_event"
+            " WHERE source_id = %s AND state = 'queued' AND energy_wh < 0 AND lago_subscription_id = %s",
+            [policy.source, chosen.row.lago_id],
+        )
+        (under_way_wh,) = cursor.fetchone()
+    honoured: bool = counted_wh + under_way_wh + directory.promised_wh(chosen.row) + energy_wh >= 0
+    if honoured:
+        directory.promise(chosen.row, energy_wh)
+    return honoured
 
 
 # -- reading ----------------------------------------------------------------------------------------
@@ -316,7 +350,10 @@ def _session(row: tuple[Any, ...]) -> _Session:
             evidence_stop_wh=None if evidence is None else msgspec.json.decode(evidence).get("stop_wh"),
         ),
         next_n=next_n,
-        events=[KnownEvent(*event) for event in msgspec.json.decode(events or "[]")],
+        events=[
+            KnownEvent(event_id, energy_wh, attempted, EventForm(*form))
+            for event_id, energy_wh, attempted, *form in msgspec.json.decode(events or "[]")
+        ],
         sent_to=None if sent_to is None else tuple(msgspec.json.decode(sent_to)),
         rulings=_rulings(revision, msgspec.json.decode(rulings)) if rulings else Rulings(),
     )
@@ -368,7 +405,8 @@ LEFT JOIN LATERAL (
 ) o ON stop.wh > s.start_wh AND stop.at > s.started_at
 LEFT JOIN LATERAL (
     SELECT max(n) AS last_n,
-        json_agg(json_build_array(id, energy_wh, attempts > 0, lago_subscription_id) ORDER BY n)
+        json_agg(json_build_array(
+            id, energy_wh, attempts > 0, lago_subscription_id, metric_code, field_name) ORDER BY n)
             FILTER (WHERE state <> 'void') AS events,
         (json_agg(json_build_array(external_customer_id, external_subscription_id) ORDER BY n DESC)
             FILTER (WHERE state <> 'void' AND attempts > 0)) -> 0 AS sent_to

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ocpp_billing.billing.rules import Reason
 from ocpp_billing.lago.wire import UsageEvent, timestamp_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
 
@@ -28,7 +28,7 @@ def format_kwh(energy_wh: int) -> str:
 def build_transaction_id(source: str, steve_id: int, fingerprint: bytes, n: int) -> str:
     """The id of a usage event: the same session and part always give the same id, others never do.
 
-    Lago wants it unique in the whole organisation, of ``[A-Za-z0-9_:-]`` (facts/lago.md 0.4); the
+    Lago wants it unique in the whole organisation, of ``[A-Za-z0-9_:-]``; the
     fingerprint keeps apart what a restored StEvE numbers alike.
     """
     return f"steve:{source}:{steve_id}-{fingerprint[:4].hex()}:{n}"
@@ -87,14 +87,28 @@ def _iso(at: datetime) -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+class EventForm(NamedTuple):
+    """What an event is built for: another form of the same energy is another event."""
+
+    lago_subscription_id: str
+    metric_code: str
+    field_name: str
+
+
 @dataclass(frozen=True, slots=True)
 class KnownEvent:
-    """A non-void usage event of a session: its energy, and whether Lago may know it."""
+    """A non-void usage event of a session.
+
+    Attributes:
+        energy_wh: what it says.
+        attempted: Lago may know it.
+        form: which subscription row, metric and field it was built for.
+    """
 
     event_id: int
     energy_wh: int
     attempted: bool
-    lago_subscription_id: str
+    form: EventForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +139,10 @@ def settle(
     energy_wh: int,
     outcome: str,
     reason: Reason | None,
-    lago_subscription_id: str | None,
+    form: EventForm | None,
     events: Sequence[KnownEvent],
     max_auto_correction_wh: int,
+    negative_is_honoured: Callable[[int], bool] = lambda _energy_wh: False,
 ) -> Settlement:
     """Work out what is to be sent, taken back or kept, given what Lago may know already.
 
@@ -135,41 +150,33 @@ def settle(
         energy_wh: what the registers say; a negative energy counts as 0.
         outcome: ``bill``, ``hold`` or ``exclude``.
         reason: of a hold or exclusion; a person's exclusion also settles what was billed differently.
-        lago_subscription_id: the subscription row to bill.
+        form: what a new event would be built for.
         events: the session's non-void events.
         max_auto_correction_wh: a larger correction waits for approval.
+        negative_is_honoured: whether Lago would count a negative event of so many Wh in full.
     """
-    energy_wh = max(energy_wh, 0)
-    sent = [event for event in events if event.attempted]
+    sent_wh = sum(event.energy_wh for event in events if event.attempted)
     waiting = [event for event in events if not event.attempted]
-    sent_wh = sum(event.energy_wh for event in sent)
-    open_wh = energy_wh - sent_wh
+    was_sent = len(waiting) < len(events)
+    open_wh = max(energy_wh, 0) - sent_wh
+    void = tuple(event.event_id for event in waiting)
     if reason is Reason.BY_OPERATOR:
-        void = tuple(event.event_id for event in waiting)
-        if open_wh == 0 and sent:
+        if was_sent and open_wh == 0:
             return Settlement(void)
         return Settlement(void, rest_state="excluded", rest_reason=reason, rest_wh=open_wh)
     if outcome != "bill":
-        void = tuple(event.event_id for event in waiting)
-        if not sent:
-            return Settlement(
-                void,
-                rest_state="held" if outcome == "hold" else "excluded",
-                rest_reason=reason,
-                rest_wh=energy_wh,
-            )
-        return _keep_what_was_sent(void, open_wh)
-    if open_wh == sum(event.energy_wh for event in waiting) and all(
-        event.lago_subscription_id == lago_subscription_id for event in waiting
-    ):
+        if was_sent:
+            return _keep_what_was_sent(void, open_wh)
+        rest_state = "held" if outcome == "hold" else "excluded"
+        return Settlement(void, rest_state=rest_state, rest_reason=reason, rest_wh=open_wh)
+    if open_wh == sum(event.energy_wh for event in waiting) and all(event.form == form for event in waiting):
         return Settlement()
-    void = tuple(event.event_id for event in waiting)
-    if open_wh == 0:
-        return Settlement(void)
-    if not sent:
-        return Settlement(void, bill_wh=energy_wh)
-    if open_wh < 0 or open_wh > max_auto_correction_wh:
+    if open_wh == 0 or not was_sent:
+        return Settlement(void, bill_wh=open_wh or None)
+    if open_wh < 0 and not negative_is_honoured(open_wh):
         return _keep_what_was_sent(void, open_wh)
+    if abs(open_wh) > max_auto_correction_wh:
+        return Settlement(void, rest_state="held", rest_reason=Reason.CHANGED_AFTER_BILLING, rest_wh=open_wh)
     return Settlement(void, bill_wh=open_wh, correction=True)
 
 

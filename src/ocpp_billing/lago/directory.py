@@ -14,6 +14,7 @@ from django.db import connection, transaction
 
 from ocpp_billing.effects import effect
 from ocpp_billing.lago.contract import PlanCharge, SubscriptionRow
+from ocpp_billing.lago.errors import LagoError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,6 +44,7 @@ class LagoDirectory:
     _charges: dict[str, PlanCharge | None] = field(default_factory=dict)
     _metric: BillableMetric | None = None
     _metric_read: bool = False
+    _promised: dict[str, int] = field(default_factory=dict)
 
     def metric(self) -> BillableMetric | None:
         """The billable metric, or None where Lago has none of that code."""
@@ -78,6 +80,25 @@ class LagoDirectory:
         if not charges:
             return None
         return PlanCharge(pay_in_advance=any(charge.pay_in_advance for charge in charges))
+
+    def counted_wh(self, row: SubscriptionRow) -> int | None:
+        """What Lago counts of the metric in the row's current period, in Wh, cut; None = it does not say."""
+        try:
+            usage = self.client.current_usage(row.external_customer_id, row.external_id, self.metric_code)
+        except LagoError:
+            return None
+        lines = usage.of_metric(self.metric_code)
+        if not lines or (row.period_from is not None and usage.from_datetime < row.period_from):
+            return None
+        return int(lines[0].units * 1000)
+
+    def promise(self, row: SubscriptionRow, energy_wh: int) -> None:
+        """Remember a negative event that was decided in this run: Lago does not count it yet."""
+        self._promised[row.lago_id] = self.promised_wh(row) + energy_wh
+
+    def promised_wh(self, row: SubscriptionRow) -> int:
+        """The sum of what was promised to this row in this run, in Wh, not positive."""
+        return self._promised.get(row.lago_id, 0)
 
     def rows_of(self, customers: Iterable[str], now: datetime) -> dict[str, list[SubscriptionRow]]:
         """Every subscription row of these customers, in every status, not older than :data:`FRESH_FOR`."""
