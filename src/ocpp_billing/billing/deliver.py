@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -21,13 +21,15 @@ from ocpp_billing.billing.outbox import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
     ClaimedEvent,
+    Contract,
     EventResult,
-    claim_attempted_closed,
+    claim_attempted_unbilled,
     claim_events,
     customers_to_ask,
     next_due_at,
+    plans_of_due,
     record_results,
-    set_aside_closed,
+    set_aside_unbilled,
 )
 from ocpp_billing.billing.rules import Reason
 from ocpp_billing.lago.delivery import (
@@ -54,8 +56,8 @@ log = get_logger(__name__)
 
 # An id that Lago calls taken and does not show is looked for so long, then a person has to look.
 SETTLE_UNSEEN = timedelta(minutes=2)
-# How often a single event may meet a server error while its neighbours get through.
-MOST_SERVER_ERRORS = 5
+# A batch that met a server error so often is taken apart.
+SERVER_ERRORS_BEFORE_TAKING_APART = 3
 
 
 @dataclass(slots=True)
@@ -80,6 +82,7 @@ class Courier:
         events_per_second: pace; 0 = as fast as Lago takes them.
         concurrency: how many batches may be under way.
         patience: how long this run waits for events that have to be tried again.
+        batch_size: events in a batch; smaller once Lago, or a proxy before it, found one too large.
         stopped: why nothing more is sent in this run; None = all is well.
         unauthorised: Lago refused the key.
     """
@@ -92,9 +95,11 @@ class Courier:
     events_per_second: int = 0
     concurrency: int = 1
     patience: timedelta = timedelta(seconds=15)
+    batch_size: int = MAX_BATCH_EVENTS
     counts: DeliverCounts = field(default_factory=DeliverCounts)
     stopped: str | None = None
     unauthorised: bool = False
+    _contract: Contract = field(default_factory=lambda: Contract("", None, frozenset()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next_send_at: datetime | None = None
 
@@ -107,7 +112,7 @@ class Courier:
         """
         give_up_at = clock.now() + self.patience
         while self.stopped is None:
-            self._check_periods()
+            self._check_what_is_billed()
             if self._send_all_claimable():
                 continue
             due_at = next_due_at(self.source)
@@ -119,31 +124,39 @@ class Courier:
             clock.sleep(wait.total_seconds())
         return self.counts
 
-    # -- the billing period, once more ---------------------------------------------------------------
+    # -- what Lago bills, once more ------------------------------------------------------------------
 
-    def _check_periods(self) -> None:
+    def _check_what_is_billed(self) -> None:
         """Ask Lago where what we know is too old, and take out of the queue what it would not bill."""
         now = clock.now()
         customers = customers_to_ask(self.source, now)
         if customers:
             self.directory.refresh(customers, now)
-        if set_aside_closed(self.source, clock.now(), self.fence):
+        self._contract = Contract(
+            self.directory.metric_code,
+            self.directory.field_name,
+            frozenset(self.directory.charges_of_plans(plans_of_due(self.source, clock.now()))),
+        )
+        if set_aside_unbilled(self.source, clock.now(), self._contract, self.fence):
             self.redecide()
         lease = uuid4()
-        while claimed := claim_attempted_closed(
-            self.source, lease, MAX_BATCH_EVENTS, clock.now(), self.fence
+        while claimed := claim_attempted_unbilled(
+            self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
         ):
-            self._record([self._settle_closed(item) for item in claimed], lease)
+            self._record([self._settle_unbilled(item) for item in claimed], lease)
 
-    def _settle_closed(self, item: ClaimedEvent) -> EventResult:
-        """An event of unknown outcome in a period that is closed: what Lago holds decides.
+    def _settle_unbilled(self, item: ClaimedEvent) -> EventResult:
+        """An event of unknown outcome that Lago would not bill any more: what it holds decides.
 
         Sent again it would be accepted and never billed, so what Lago does not hold is held by us.
         """
         found = self._read_back(item)
         if found is not None:
             return found
-        answer = {"outcome": "not found", "says": "Lago does not hold it, and its billing period is closed"}
+        answer = {
+            "outcome": "not found",
+            "says": "Lago does not hold it, and would not bill it any more: its period is closed",
+        }
         return EventResult(item.event_id, "held", answer, reason=Reason.LATE_PERIOD)
 
     # -- sending -------------------------------------------------------------------------------------
@@ -166,7 +179,7 @@ class Courier:
         claimed = 0
         while self.stopped is None:
             lease = uuid4()
-            batch = claim_events(self.source, lease, MAX_BATCH_EVENTS, clock.now(), self.fence)
+            batch = claim_events(self.source, lease, self.batch_size, clock.now(), self._contract, self.fence)
             if not batch:
                 break
             claimed += len(batch)
@@ -205,11 +218,13 @@ class Courier:
                 ]
             case Rejected() if len(batch) > 1 and not outcome.errors:
                 # Too many for this Lago, or refused without naming an event: halves tell which it is.
+                if outcome.too_large:
+                    self.batch_size = max(len(batch) // 2, 1)
                 return self._send_halves(batch)
             case Rejected():
                 return [self._refused(item, outcome, index) for index, item in enumerate(batch)]
             case Unknown(status=int(status)) if status >= 500 and self._is_suspect(batch):
-                return self._send_halves(batch) if len(batch) > 1 else [self._poison(batch[0], outcome)]
+                return self._take_apart(batch, outcome)
             case _:
                 return self._put_back(batch, outcome)
 
@@ -223,12 +238,25 @@ class Courier:
 
     def _is_suspect(self, batch: Sequence[ClaimedEvent]) -> bool:
         """Whether a server error is worth taking the batch apart: it has failed often enough."""
-        return min(item.attempts for item in batch) >= MOST_SERVER_ERRORS
+        return min(item.attempts for item in batch) >= SERVER_ERRORS_BEFORE_TAKING_APART
 
-    def _poison(self, item: ClaimedEvent, outcome: Unknown) -> EventResult:
-        """One event that Lago cannot digest must not hold back its neighbours."""
-        answer = {"outcome": "server error", "says": outcome.reason, "status": outcome.status}
-        return EventResult(item.event_id, "rejected", answer, reason="lago_server_error")
+    def _take_apart(self, batch: Sequence[ClaimedEvent], outcome: Unknown) -> list[EventResult]:
+        """Find the event that Lago cannot digest, so that it does not hold back its neighbours.
+
+        Each half is sent by itself, down to single events. Only where some get through is one that does
+        not to blame; where none does, it is Lago that is ill, and all are tried again later.
+        """
+        if len(batch) == 1:
+            return self._put_back(batch, outcome)
+        results = self._send_halves(batch)
+        if not any(result.state == "accepted" for result in results):
+            return results
+        return [
+            replace(result, state="rejected", reason="lago_server_error")
+            if result.answer.get("status") == outcome.status
+            else result
+            for result in results
+        ]
 
     def _refused(self, item: ClaimedEvent, outcome: Rejected, index: int) -> EventResult:
         """One event of a batch that was refused because of one or more of its events."""
@@ -269,38 +297,53 @@ class Courier:
     def _put_back(self, batch: Sequence[ClaimedEvent], outcome: Outcome) -> list[EventResult]:
         """Nothing is known about these events: into the queue again, and stop where going on is vain."""
         wait_s: float | None = None
+        status: int | None = None
         match outcome:
             case Unauthorised(text=text):
                 self.stopped, self.unauthorised = text, True
             case Refused(text=text):
                 self.stopped = text
             case RateLimited(retry_after_s=wait_s, text=text):
-                pass
-            case Unknown(reason=text, retry_after_s=wait_s, nothing_sent=nothing_sent):
+                self._hold_back(wait_s or 1.0)
+            case Unknown(reason=text, retry_after_s=wait_s, status=status, nothing_sent=nothing_sent):
                 if nothing_sent:
                     self.stopped = text
             case _:
                 text = type(outcome).__name__
-        return [self._again(item, type(outcome).__name__.lower(), text, wait_s) for item in batch]
+        kind = type(outcome).__name__.lower()
+        return [self._again(item, kind, text, wait_s, status) for item in batch]
 
-    def _again(self, item: ClaimedEvent, outcome: str, says: str, wait_s: float | None = None) -> EventResult:
+    def _again(
+        self,
+        item: ClaimedEvent,
+        outcome: str,
+        says: str,
+        wait_s: float | None = None,
+        status: int | None = None,
+    ) -> EventResult:
         """Try an event again, later each time, spread out, and never before Lago asked for it."""
         backoff = min(FIRST_BACKOFF * 2 ** min(item.attempts - 1, 20), LONGEST_BACKOFF)
         wait = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
         if wait_s is not None:
             wait = max(wait, timedelta(seconds=wait_s))
-        return EventResult(item.event_id, "queued", {"outcome": outcome, "says": says}, wait=wait)
+        answer = {"outcome": outcome, "says": says, "status": status}
+        return EventResult(item.event_id, "queued", answer, wait=wait)
 
     # -- pace and book-keeping -------------------------------------------------------------------------
 
+    def _hold_back(self, seconds: float) -> None:
+        """Lago asked for a pause: no thread sends before it is over."""
+        with self._lock:
+            until = clock.now() + timedelta(seconds=min(seconds, self.patience.total_seconds()))
+            self._next_send_at = max(until, self._next_send_at or until)
+
     def _keep_pace(self, events: int) -> None:
         """Wait until a batch of so many events keeps to the pace, over all threads."""
-        if not self.events_per_second:
-            return
         with self._lock:
             now = clock.now()
             send_at = max(now, self._next_send_at or now)
-            self._next_send_at = send_at + timedelta(seconds=events / self.events_per_second)
+            if self.events_per_second:
+                self._next_send_at = send_at + timedelta(seconds=events / self.events_per_second)
         if send_at > now:
             clock.sleep((send_at - now).total_seconds())
 

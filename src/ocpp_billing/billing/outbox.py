@@ -76,13 +76,28 @@ def break_leases(source: str, fence: Fence | None) -> int:
         return int(cursor.rowcount)
 
 
-def claim_events(
-    source: str, lease: UUID, limit: int, now: datetime, fence: Fence | None
-) -> list[ClaimedEvent]:
-    """Claim up to ``limit`` due events whose subscription row is known to be open for them.
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What Lago bills at all, as it says now.
 
-    The billing period is checked once more here, against what Lago said not longer ago than
-    :data:`FRESH_FOR`: an event that is not covered by such an answer is not claimed.
+    Attributes:
+        metric_code: the billable metric.
+        field_name: the property it sums; None = it is missing or does not sum, so nothing is billed.
+        plans: codes of the plans that charge it.
+    """
+
+    metric_code: str
+    field_name: str | None
+    plans: frozenset[str]
+
+
+def claim_events(
+    source: str, lease: UUID, limit: int, now: datetime, contract: Contract, fence: Fence | None
+) -> list[ClaimedEvent]:
+    """Claim up to ``limit`` due events that Lago would bill.
+
+    The contract and the billing period are checked once more here, against what Lago said not longer ago
+    than :data:`FRESH_FOR`: an event that is not covered by such an answer is not claimed.
     """
     with fenced_transaction("claim", fence) as cursor:
         cursor.execute(
@@ -94,9 +109,18 @@ def claim_events(
                 "now": now,
                 "until": now + LEASE,
                 "fresh": now - FRESH_FOR,
+                **_bound(contract),
             },
         )
         return [_claimed(row) for row in cursor.fetchall()]
+
+
+def _bound(contract: Contract) -> dict[str, Any]:
+    return {
+        "metric_code": contract.metric_code,
+        "field_name": contract.field_name,
+        "plans": sorted(contract.plans),
+    }
 
 
 def _claimed(row: tuple[Any, ...]) -> ClaimedEvent:
@@ -112,25 +136,25 @@ def customers_to_ask(source: str, now: datetime) -> set[str]:
         return {customer for (customer,) in cursor.fetchall()}
 
 
-def set_aside_closed(source: str, now: datetime, fence: Fence | None) -> int:
-    """Take out of the queue what Lago would no longer bill, by a fresh answer of Lago.
+def set_aside_unbilled(source: str, now: datetime, contract: Contract, fence: Fence | None) -> int:
+    """Take out of the queue what Lago would not bill (any more), by a fresh answer of Lago.
 
-    What was never attempted is voided and its session decided anew (late, or another subscription row).
-    What Lago may know already stays queued: it is read back, and only then held.
+    What was never attempted is voided and its session decided anew: late, not charged, or by another
+    subscription row. What Lago may know already stays queued: it is read back, and only then held.
     """
-    bound = {"source": source, "now": now, "fresh": now - FRESH_FOR}
-    with fenced_transaction("set aside closed", fence) as cursor:
-        cursor.execute(_REDECIDE_CLOSED, bound)
+    bound = {"source": source, "now": now, "fresh": now - FRESH_FOR, **_bound(contract)}
+    with fenced_transaction("set aside unbilled", fence) as cursor:
+        cursor.execute(_REDECIDE_UNBILLED, bound)
         return int(cursor.rowcount)
 
 
-def claim_attempted_closed(
-    source: str, lease: UUID, limit: int, now: datetime, fence: Fence | None
+def claim_attempted_unbilled(
+    source: str, lease: UUID, limit: int, now: datetime, contract: Contract, fence: Fence | None
 ) -> list[ClaimedEvent]:
-    """Claim events whose outcome is unknown and whose period has closed meanwhile, only to read them back."""
-    with fenced_transaction("claim closed", fence) as cursor:
+    """Claim events of unknown outcome that Lago would not bill any more, only to read them back."""
+    with fenced_transaction("claim unbilled", fence) as cursor:
         cursor.execute(
-            _CLAIM_CLOSED,
+            _CLAIM_UNBILLED,
             {
                 "source": source,
                 "lease": lease,
@@ -138,9 +162,17 @@ def claim_attempted_closed(
                 "now": now,
                 "until": now + LEASE,
                 "fresh": now - FRESH_FOR,
+                **_bound(contract),
             },
         )
         return [_claimed(row) for row in cursor.fetchall()]
+
+
+def plans_of_due(source: str, now: datetime) -> set[str]:
+    """Codes of the plans behind due events, as far as their subscription rows are known."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PLANS_OF_DUE, {"source": source, "now": now})
+        return {plan for (plan,) in cursor.fetchall()}
 
 
 def record_results(results: Sequence[EventResult], lease: UUID, now: datetime, fence: Fence | None) -> int:
@@ -198,9 +230,11 @@ def next_due_at(source: str) -> datetime | None:
 
 
 # The subscription row that the event was decided for, still active, its present period covering the
-# event. `at` is the alias of lago_subscription, `e` of usage_event.
+# event, its plan charging the metric. `at` is the alias of lago_subscription, `e` of usage_event.
 _OPEN = """
-at.status = 'active' AND at.external_id = e.external_subscription_id
+e.metric_code = %(metric_code)s AND e.field_name = %(field_name)s::text
+AND at.plan_code = ANY(%(plans)s::text[])
+AND at.status = 'active' AND at.external_id = e.external_subscription_id
 AND (at.started_at IS NULL OR at.started_at <= e.timestamp) AND at.period_from <= e.timestamp
 """
 # ... and Lago said so recently, and the period it spoke of has not ended since.
@@ -235,6 +269,11 @@ WHERE {_DUE} AND (
 )
 """
 
+_PLANS_OF_DUE = f"""
+SELECT DISTINCT at.plan_code FROM usage_event e
+JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id WHERE {_DUE}
+"""
+
 _NOT_OPEN = (
     f"NOT EXISTS (SELECT 1 FROM lago_subscription at WHERE at.lago_id = e.lago_subscription_id AND {_OPEN})"
 )
@@ -245,7 +284,7 @@ EXISTS (SELECT 1 FROM lago_customer_read c
 
 # The session asks for a new decision, which finds the event still unattempted, voids it and holds the
 # session as late, or builds the event anew for the row that is open.
-_REDECIDE_CLOSED = f"""
+_REDECIDE_UNBILLED = f"""
 UPDATE charging_session s SET needs_decision = true, asked = asked + 1
 WHERE s.id IN (
     SELECT e.session_id FROM usage_event e
@@ -253,7 +292,7 @@ WHERE s.id IN (
 )
 """
 
-_CLAIM_CLOSED = f"""
+_CLAIM_UNBILLED = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
 WHERE e.id IN (
     SELECT e.id FROM usage_event e

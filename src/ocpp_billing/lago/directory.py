@@ -63,10 +63,14 @@ class LagoDirectory:
 
     def charges(self, rows: Iterable[SubscriptionRow]) -> dict[str, PlanCharge]:
         """How the plans of these rows charge the metric; plans that do not are absent."""
+        return self.charges_of_plans({row.plan_code for row in rows})
+
+    def charges_of_plans(self, codes: Iterable[str]) -> dict[str, PlanCharge]:
+        """How these plans charge the metric; plans that do not are absent."""
         if self.field_name is None:
             return {}
         found: dict[str, PlanCharge] = {}
-        for code in {row.plan_code for row in rows}:
+        for code in codes:
             if code not in self._charges:
                 self._charges[code] = self._read_charge(code)
             charge = self._charges[code]
