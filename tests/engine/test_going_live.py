@@ -1,0 +1,142 @@
+"""Shadow mode, going live, pausing: nothing is sent before somebody says so."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from ocpp_billing.billing.control import ControlError, go_live, preview_go_live
+
+HOUR = timedelta(hours=1)
+
+
+def test_shadow_mode_decides_everything_and_sends_nothing(world):
+    world.payer("TAG-ALICE", "alice")
+    session = world.session("TAG-ALICE", energy_wh=12_345)
+    run = world.sync()
+    assert (run.status, run.delivery) == ("completed", "shadow")
+    assert (run.counts["queued"], run.counts["accepted"]) == (1, 0)
+    assert world.state_of(session) == ("queued", None)
+    assert world.posts() == []
+    assert world.balance().states["queued"].energy_wh == 12_345
+    world.assert_conserved()
+
+
+def test_the_preview_shows_what_would_be_billed_per_customer(world):
+    world.payer("TAG-ALICE", "alice")
+    world.payer("TAG-BOB", "bob")
+    world.session("TAG-ALICE", start=72 * HOUR, stop=71 * HOUR, energy_wh=1_000)
+    world.session("TAG-ALICE", energy_wh=2_000)
+    world.session("TAG-BOB", "CP-2", energy_wh=4_000)
+    world.sync()
+    lines = preview_go_live(world.config(), world.clock.now() - 24 * HOUR)
+    assert [(line.customer, line.subscription, line.sessions, line.energy_wh) for line in lines] == [
+        ("bob", "sub-bob", 1, 4_000),
+        ("alice", "sub-alice", 1, 2_000),
+    ]
+
+
+def test_going_live_excludes_what_stopped_before_and_sends_the_rest(world):
+    world.payer("TAG-ALICE", "alice")
+    live_from = world.clock.now() - 2 * HOUR
+    before = world.session("TAG-ALICE", "CP-1", 1, live_from - HOUR, live_from - timedelta(seconds=1))
+    at = world.session("TAG-ALICE", "CP-2", 1, live_from - HOUR, live_from, energy_wh=7_000)
+    world.sync()
+    world.go_live(live_from)
+    run = world.sync()
+    assert run.delivery == "live"
+    assert world.state_of(before) == ("excluded", "before_go_live")
+    assert world.state_of(at) == ("confirmed", None)
+    assert world.lago_wh() == 7_000
+    world.assert_conserved()
+
+
+def test_a_session_found_after_going_live_that_stopped_before_is_excluded(world):
+    world.payer("TAG-ALICE", "alice")
+    world.go_live(world.clock.now() - 2 * HOUR)
+    late = world.session("TAG-ALICE", start=5 * HOUR, stop=4 * HOUR)
+    world.sync()
+    assert world.state_of(late) == ("excluded", "before_go_live")
+    assert world.posts() == []
+
+
+def test_billing_start_in_the_environment_is_live_from_there(world):
+    world.payer("TAG-ALICE", "alice")
+    start = world.clock.now() - 24 * HOUR
+    before = world.session("TAG-ALICE", start=30 * HOUR, stop=29 * HOUR)
+    after = world.session("TAG-ALICE", energy_wh=3_000)
+    run = world.sync(billing_start=start.isoformat())
+    assert run.delivery == "live"
+    assert world.state_of(before) == ("excluded", "before_go_live")
+    assert world.state_of(after) == ("confirmed", None)
+    assert world.lago_wh() == 3_000
+    world.assert_conserved()
+
+
+def test_billing_start_is_a_date_in_the_zone_of_the_settings(world):
+    world.payer("TAG-ALICE", "alice")
+    session = world.session("TAG-ALICE", stop=world.clock.now().replace(hour=2), start=24 * HOUR)
+    settings = {"billing_start": f"{world.clock.now():%Y-%m-%d}"}
+    world.sync(**settings, sync_timezone="Pacific/Honolulu")  # the day begins ten hours later there
+    assert world.state_of(session) == ("excluded", "before_go_live")
+    world.sync(**settings, sync_timezone="UTC")
+    assert world.state_of(session) == ("confirmed", None)
+
+
+def test_billing_start_moved_back_bills_what_it_had_excluded(world):
+    world.payer("TAG-ALICE", "alice")
+    session = world.session("TAG-ALICE", start=30 * HOUR, stop=29 * HOUR, energy_wh=2_000)
+    world.sync(billing_start=(world.clock.now() - 24 * HOUR).isoformat())
+    world.sync(billing_start=(world.clock.now() - 48 * HOUR).isoformat())
+    assert world.state_of(session) == ("confirmed", None)
+    assert world.lago_wh() == 2_000
+
+
+def test_going_live_is_refused_while_the_environment_decides(world):
+    config = world.config(billing_start="2026-03-01")
+    with pytest.raises(ControlError, match="BILLING_START is set in the environment"):
+        go_live(config, world.clock.now(), by="test")
+
+
+def test_going_live_twice_is_refused(world):
+    world.go_live()
+    with pytest.raises(ControlError, match="already live"):
+        world.go_live(world.clock.now())
+
+
+def test_while_paused_sessions_queue_up_and_go_out_once_when_resumed(world):
+    world.payer("TAG-ALICE", "alice")
+    world.go_live()
+    world.pause()
+    session = world.session("TAG-ALICE", energy_wh=5_000)
+    run = world.sync()
+    assert (run.status, run.delivery) == ("completed", "paused")
+    assert world.state_of(session) == ("queued", None)
+    assert world.posts() == []
+    world.resume()
+    run = world.sync()
+    assert run.delivery == "live"
+    assert world.state_of(session) == ("confirmed", None)
+    assert (len(world.posts()), world.lago_wh()) == (1, 5_000)
+    world.sync()
+    assert len(world.posts()) == 1
+    world.assert_conserved()
+
+
+def test_another_organisations_key_stops_delivery_and_says_so(world):
+    world.payer("TAG-ALICE", "alice")
+    world.go_live()
+    world.sync()
+    ours, world.lago.organization_id = world.lago.organization_id, "1a901a90-0000-4000-8000-00000000beef"
+    session = world.session("TAG-ALICE", energy_wh=5_000)
+    run = world.sync()
+    assert (run.status, run.delivery) == ("failed", "paused")
+    assert "LAGO_API_KEY belongs to the organisation" in run.errors[0]["error"]
+    assert world.state_of(session) == ("queued", None)
+    assert world.posts() == []
+    world.lago.organization_id = ours
+    world.resume()
+    world.sync()
+    assert world.lago_wh() == 5_000
+    world.assert_conserved()

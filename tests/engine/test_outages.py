@@ -1,0 +1,179 @@
+"""One system is down or refuses us: the other is still served, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.effects import install_hook
+from ocpp_billing.simulators.server import Fault
+
+HOUR = timedelta(hours=1)
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+
+@pytest.fixture
+def live(world):
+    world.payer("TAG-ALICE", "alice")
+    world.go_live()
+    return world
+
+
+def errors_of(run):
+    return {error["step"]: error["error"] for error in run.errors}
+
+
+def test_while_lago_is_down_sessions_are_read_and_what_was_decided_goes_out_once_when_it_is_back(live):
+    live.pause()
+    decided = live.session("TAG-ALICE", energy_wh=6_000)
+    live.sync()
+    live.resume()
+    read = live.session("TAG-ALICE", energy_wh=500)
+    run = live.sync(lago_api_url=NOBODY)
+    assert run.status == "failed"
+    assert "discover" not in errors_of(run)
+    assert "Check LAGO_API_URL" in errors_of(run)["deliver"]
+    assert run.counts["discovered"] == 1
+    assert live.state_of(decided) == ("queued", None)
+    assert live.state_of(read) == ("held", "undecided")
+    live.sync()
+    live.sync()
+    assert live.state_of(decided) == live.state_of(read) == ("confirmed", None)
+    assert (len(live.posts()), live.lago_wh()) == (1, 6_500)
+    live.assert_conserved()
+
+
+def test_what_was_never_decided_because_lago_was_down_is_decided_when_it_is_back(live):
+    session = live.session("TAG-ALICE", energy_wh=6_000)
+    run = live.sync(lago_api_url=NOBODY)
+    assert run.status == "failed"
+    assert live.state_of(session) == ("held", "undecided")
+    assert live.balance().unexplained.energy_wh == 0
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh() == 6_000
+    live.assert_conserved()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", path="/events/batch", status=503),
+        Fault("status", path="/events/batch", status=502, after=True),
+        Fault("html", path="/events/batch", status=504, after=True),
+        Fault("drop_before", path="/events/batch"),
+        Fault("drop_after", path="/events/batch"),
+        Fault("truncate", path="/events/batch"),
+        Fault("garbage", path="/events/batch"),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.status}{'-stored' if fault.after else ''}",
+)
+@pytest.mark.parametrize("store", ["postgres", "postgres-1.32", "postgres-1.30", "clickhouse"])
+def test_an_answer_that_says_nothing_is_settled_without_doubling(live, fault):
+    live.lago.add_fault(Fault(**{name: getattr(fault, name) for name in ("kind", "path", "status", "after")}))
+    for number in range(3):
+        live.session("TAG-ALICE", f"CP-{number}", energy_wh=1_000)
+    live.sync()
+    live.sync()
+    assert live.balance().states["confirmed"].sessions == 3
+    assert live.lago_wh() == 3_000
+    live.assert_conserved()
+
+
+def test_a_rate_limit_is_waited_for(live):
+    live.lago.limit_rate(1, reset_s=7, path="/events/batch")
+    session = live.session("TAG-ALICE")
+    run = live.sync()
+    assert run.status == "completed"
+    assert live.state_of(session) == ("confirmed", None)
+    assert run.ended_at - run.started_at >= timedelta(seconds=7)
+    assert live.lago_wh() == 10_000
+
+
+def test_while_steve_is_down_what_is_queued_still_goes_out(live):
+    live.pause()
+    session = live.session("TAG-ALICE", energy_wh=6_000)
+    live.sync()
+    live.resume()
+    run = live.sync(steve_api_url=NOBODY)
+    assert run.status == "failed"
+    assert list(errors_of(run)) == ["discover"]
+    assert "StEvE" in errors_of(run)["discover"]
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh() == 6_000
+    live.assert_conserved()
+
+
+@pytest.mark.parametrize("release", ["3.7", "3.9", "3.14"])
+def test_a_wrong_key_of_steve_says_so_and_loses_nothing(live):
+    session = live.session("TAG-ALICE")
+    run = live.sync(steve_api_key="wrong")
+    assert run.status == "failed"
+    assert "STEVE_API_KEY" in errors_of(run)["discover"]
+    assert not ChargingSession.objects.exists()
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+
+
+def test_a_wrong_key_of_lago_says_so_and_loses_nothing(live):
+    session = live.session("TAG-ALICE", energy_wh=2_000)
+    run = live.sync(lago_api_key="wrong")
+    assert run.status == "failed"
+    assert "Set LAGO_API_KEY" in errors_of(run)["deliver"]
+    assert live.posts() == []
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh() == 2_000
+    live.assert_conserved()
+
+
+def test_a_key_that_may_not_write_events_pauses_delivery_until_somebody_resumes(live):
+    live.lago.deny("write", "event")
+    session = live.session("TAG-ALICE", energy_wh=2_000)
+    run = live.sync()
+    assert (run.status, run.delivery) == ("failed", "paused")
+    assert "LAGO_API_KEY" in errors_of(run)["deliver"]
+    live.lago.api.denied.clear()
+    run = live.sync()
+    assert (run.status, run.delivery) == ("completed", "paused")
+    assert live.state_of(session) == ("queued", None)
+    live.resume()
+    live.clock.advance(HOUR)
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh() == 2_000
+    live.assert_conserved()
+
+
+def test_settings_that_are_missing_end_the_run_with_what_to_set(live):
+    run = live.sync(steve_api_key=None, lago_api_key=None)
+    assert run.status == "failed"
+    said = " ".join(error["error"] for error in run.errors)
+    assert "STEVE_API_KEY is not set" in said
+    assert "LAGO_API_KEY is not set" in said
+
+
+def test_a_run_that_broke_off_is_completed_by_the_next_one(live):
+    session = live.session("TAG-ALICE", energy_wh=2_000)
+
+    class Crash(BaseException):
+        pass
+
+    def die(name, phase):
+        if (name, phase) == ("http lago POST /events/batch", "after"):
+            raise Crash
+
+    install_hook(die)
+    try:
+        with pytest.raises(Crash):
+            live.sync()
+    finally:
+        install_hook(None)
+    assert live.lago_wh() == 2_000  # Lago has it, we do not know
+    assert live.state_of(session) == ("queued", None)
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh() == 2_000
+    live.assert_conserved()
