@@ -239,6 +239,76 @@ def resume(config: Config, _args: argparse.Namespace) -> int:
     return DONE
 
 
+def adopt(config: Config, _args: argparse.Namespace) -> int:
+    """Read our events back from Lago into the ledger, after the database was restored."""
+    from ocpp_billing.sync.clients import open_clients
+
+    with ledger(config), open_clients(config) as (_, lago):
+        from ocpp_billing.billing import control
+        from ocpp_billing.billing.adopt import adopt_events
+        from ocpp_billing.report import format_run
+        from ocpp_billing.sync.foreground import synchronize_once
+
+        progress = Progress()
+        control.pause(config, by=control.BY_ITSELF, reason="ocpp-billing adopt is running")
+        # The sessions of the lost part of the ledger come back from StEvE first.
+        run = synchronize_once(config, by=actor(), on_progress=progress)
+        if run.status == "failed":
+            out(format_run(run))
+            raise CommandError("StEvE and Lago must both answer before events can be adopted.")
+        adoption = adopt_events(config, lago, by=actor(), say=progress)
+        out(
+            f"{adoption.seen} events of this source in Lago: {adoption.adopted} adopted, "
+            f"{len(adoption.conflicts)} in conflict (held), {len(adoption.orphans)} without a session."
+        )
+        for name in adoption.orphans[:20]:
+            note(f"without a session in StEvE: {name}")
+        if control.resume_by_itself(config, by=actor()):
+            out("Delivery goes on with the next synchronization.")
+        else:
+            out("Delivery stays paused: a person paused it. Go on with: ocpp-billing resume")
+    return DONE
+
+
+def move(config: Config, args: argparse.Namespace) -> int:
+    """Move billed sessions to another subscription, after a preview."""
+    from ocpp_billing.sync.clients import open_clients
+
+    with ledger(config), open_clients(config) as (_, lago):
+        from ocpp_billing.billing.events import format_kwh
+        from ocpp_billing.billing.move import carry_out_move, preview_move
+        from ocpp_billing.charging.models import ChargingSession
+        from ocpp_billing.lago.directory import LagoDirectory
+        from ocpp_billing.sync.run import policy_of
+
+        found = ChargingSession.objects.filter(
+            source=config.steve_source, steve_id__in=args.session, superseded_at=None
+        )
+        missing = set(args.session) - set(found.values_list("steve_id", flat=True))
+        if missing:
+            raise CommandError(f"There is no session {', '.join(map(str, sorted(missing)))}.")
+        directory, policy = LagoDirectory(lago, config.lago_metric_code), policy_of(config)
+        moves = preview_move(
+            list(found.values_list("pk", flat=True)),
+            customer=args.customer,
+            subscription=args.subscription,
+            policy=policy,
+            directory=directory,
+        )
+        for item in moves:
+            for _, old, energy_wh in item.from_:
+                how = "refund by credit note" if old in item.refund_by_hand else "taken back"
+                out(f"session {item.steve_id}: {format_kwh(energy_wh)} kWh from {old} ({how})")
+            out(f"session {item.steve_id}: {format_kwh(item.energy_wh)} kWh to {item.to.row.external_id}")
+        if not args.yes and not _confirmed(f"Move {len(moves)} sessions?"):
+            note("Nothing was changed.")
+            return FAILED
+        for item in moves:
+            carry_out_move(item, policy=policy, directory=directory, note=args.note, by=actor())
+        out(f"{len(moves)} sessions moved; the events go out with the next synchronization.")
+    return DONE
+
+
 # -- mappings ------------------------------------------------------------------------------------------
 
 
@@ -477,6 +547,18 @@ def build_parser() -> argparse.ArgumentParser:
     added = command("pause", pause, "stop sending usage events; they stay queued")
     added.add_argument("--reason", default="", help="why, for the others")
     command("resume", resume, "send usage events again")
+    command(
+        "adopt",
+        adopt,
+        "read our events back from Lago, after the database was restored",
+        "Nothing is sent before; safe to repeat.",
+    )
+    added = command("move", move, "move billed sessions to another subscription, after a preview")
+    added.add_argument("session", type=int, nargs="+", metavar="ID", help="StEvE's transaction ids")
+    added.add_argument("--customer", required=True, help="Lago's external customer id")
+    added.add_argument("--subscription", help="Lago's external subscription id; else the customer's only one")
+    added.add_argument("--note", default="", help="why, for the audit")
+    added.add_argument("--yes", action="store_true", help="do not ask")
     _add_mappings(command("mappings", mappings_export, "import and export mappings as CSV"))
     added = command(
         "create-admin",
@@ -551,10 +633,12 @@ def _understood(error: Exception) -> str | None:
     from django.db import DatabaseError, InterfaceError, OperationalError
 
     from ocpp_billing.billing.control import ControlError
+    from ocpp_billing.billing.move import MoveError
+    from ocpp_billing.lago.errors import LagoError
     from ocpp_billing.mappings.store import MappingError
     from ocpp_billing.sync.database import FenceError
 
-    if isinstance(error, (ControlError, MappingError)):
+    if isinstance(error, (ControlError, LagoError, MappingError, MoveError)):
         return str(error)
     if isinstance(error, FenceError):
         return f"{error}. The other worker goes on with the work."

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+# An event that Lago took and does not show for so long was lost there (its ClickHouse store answers before
+# it stores): it is sent again, to the byte the same.
+LOST_AFTER = timedelta(minutes=10)
 ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
 
 
@@ -53,6 +56,7 @@ class _Group:
     period_from: datetime | None
     earliest: datetime
     latest: datetime
+    pay_in_advance: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class _Accepted:
     event_id: int
     session_id: int
     event: UsageEvent
+    accepted_at: datetime
 
 
 def confirm_events(
@@ -76,10 +81,10 @@ def confirm_events(
     metric = directory.metric()
     if metric is None:
         counts.open = sum(
-            len(_read_accepted(source, group, clock.now())) for group in _groups(source, settle)
+            len(_read_accepted(source, group, clock.now())) for group in _groups(source, settle, directory)
         )
         return counts
-    for group in _groups(source, settle):
+    for group in _groups(source, settle, directory):
         try:
             _confirm_group(source, group, client, directory, metric, settle, counts, fence)
         except NotFound as error:
@@ -111,10 +116,13 @@ def _confirm_group(
         )
     }
     equal: list[_Accepted] = []
+    lost: list[_Accepted] = []
     conflicts: list[tuple[_Accepted, str]] = []
     for item in accepted:
         found = held.get(item.event.transaction_id)
         if found is None:
+            if item.accepted_at < clock.now() - max(settle * 10, LOST_AFTER):
+                lost.append(item)
             continue
         differences = events_equal(item.event, found)
         if differences:
@@ -124,12 +132,27 @@ def _confirm_group(
     if conflicts:
         _hold(conflicts, fence)
         counts.conflicts += len(conflicts)
-    if equal and _lago_counts_it(source, group, client, directory, metric):
+    if lost:
+        _send_again(lost, fence)
+    if group.pay_in_advance:
+        equal = [item for item in equal if _is_charged(item, client, directory)]
+    elif equal and not _lago_counts_it(source, group, client, directory, metric):
+        equal = []
+    if equal:
         _confirm(equal, fence)
         counts.confirmed += len(equal)
-        counts.open += len(accepted) - len(equal) - len(conflicts)
-    else:
-        counts.open += len(accepted) - len(conflicts)
+    counts.open += len(accepted) - len(equal) - len(conflicts)
+
+
+def _is_charged(item: _Accepted, client: LagoClient, directory: LagoDirectory) -> bool:
+    """Whether Lago made a fee of exactly this event, where the plan charges in advance."""
+    fees = client.fees(
+        external_subscription_id=item.event.external_subscription_id,
+        event_transaction_id=item.event.transaction_id,
+        metric=directory.metric_code,
+    )
+    sent = Decimal(item.event.properties[item.event.value_field])
+    return any(fee.units == sent for fee in fees)
 
 
 def _lago_counts_it(
@@ -212,10 +235,23 @@ def _value(event: Event, field: str | None) -> Decimal:
 # -- the ledger's side --------------------------------------------------------------------------------
 
 
-def _groups(source: str, settle: timedelta) -> list[_Group]:
+def _groups(source: str, settle: timedelta, directory: LagoDirectory) -> list[_Group]:
     with connection.cursor() as cursor:
         cursor.execute(_GROUPS, {"source": source, "settled": clock.now() - settle})
-        return [_Group(*row) for row in cursor.fetchall()]
+        rows = cursor.fetchall()
+    charges = directory.charges_of_plans({row[-1] for row in rows if row[-1] is not None})
+    return [
+        _Group(
+            customer,
+            subscription,
+            lago_subscription_id,
+            period_from,
+            earliest,
+            latest,
+            plan in charges and charges[plan].pay_in_advance,
+        )
+        for customer, subscription, lago_subscription_id, period_from, earliest, latest, plan in rows
+    ]
 
 
 def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accepted]:
@@ -233,9 +269,12 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
         )
         return [
             _Accepted(
-                event_id, session_id, UsageEvent(**msgspec.json.decode(payload), value_field=field_name)
+                event_id,
+                session_id,
+                UsageEvent(**msgspec.json.decode(payload), value_field=field_name),
+                accepted_at,
             )
-            for event_id, session_id, payload, field_name in cursor.fetchall()
+            for event_id, session_id, payload, field_name, accepted_at in cursor.fetchall()
         ]
 
 
@@ -264,6 +303,21 @@ def _confirm(items: Sequence[_Accepted], fence: Fence | None) -> None:
         restate_sessions(cursor, sorted({item.session_id for item in items}))
 
 
+def _send_again(items: Sequence[_Accepted], fence: Fence | None) -> None:
+    """Back into the queue; it is read back before it is sent."""
+    with fenced_transaction("send again", fence) as cursor:
+        cursor.execute(
+            "UPDATE usage_event SET state = 'queued', accepted_at = NULL, next_attempt_at = %s, answer = %s"
+            " WHERE id = ANY(%s) AND state = 'accepted'",
+            [
+                clock.now(),
+                '{"outcome": "vanished", "says": "Lago took it and does not show it"}',
+                [item.event_id for item in items],
+            ],
+        )
+        restate_sessions(cursor, sorted({item.session_id for item in items}))
+
+
 def _hold(conflicts: Sequence[tuple[_Accepted, str]], fence: Fence | None) -> None:
     with fenced_transaction("confirm conflict", fence) as cursor:
         for item, says in conflicts:
@@ -277,15 +331,15 @@ def _hold(conflicts: Sequence[tuple[_Accepted, str]], fence: Fence | None) -> No
 
 
 _GROUPS = """
-SELECT external_customer_id, external_subscription_id, lago_subscription_id, period_from,
-    min(timestamp), max(timestamp)
-FROM usage_event
-WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at <= %(settled)s
+SELECT e.external_customer_id, e.external_subscription_id, e.lago_subscription_id, e.period_from,
+    min(e.timestamp), max(e.timestamp), max(s.plan_code)
+FROM usage_event e LEFT JOIN lago_subscription s ON s.lago_id = e.lago_subscription_id
+WHERE e.source_id = %(source)s AND e.state = 'accepted' AND e.accepted_at <= %(settled)s
 GROUP BY 1, 2, 3, 4 ORDER BY 2, 5
 """
 
 _ACCEPTED = """
-SELECT id, session_id, payload, field_name FROM usage_event
+SELECT id, session_id, payload, field_name, accepted_at FROM usage_event
 WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at <= %(settled)s
   AND lago_subscription_id = %(row)s AND timestamp BETWEEN %(earliest)s AND %(latest)s
   AND period_from IS NOT DISTINCT FROM %(period_from)s

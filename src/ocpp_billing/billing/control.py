@@ -156,6 +156,15 @@ def resume(config: Config, *, by: str, user: User | None = None) -> bool:
         return True
 
 
+def resume_by_itself(config: Config, *, by: str) -> bool:
+    """Send again if delivery stopped by itself; a person's pause stays. Returns whether it goes on."""
+    status = read_status(config)
+    if status.mode == "paused" and status.paused_by != BY_ITSELF:
+        return False
+    resume(config, by=by)
+    return True
+
+
 def pin_organization(config: Config, organization: Organization) -> None:
     """Remember Lago's organisation at first use; pause when the key belongs to another one later.
 

@@ -405,12 +405,14 @@ LEFT JOIN LATERAL (
 ) o ON stop.wh > s.start_wh AND stop.at > s.started_at
 LEFT JOIN LATERAL (
     SELECT max(n) AS last_n,
-        json_agg(json_build_array(
-            id, energy_wh, attempts > 0, lago_subscription_id, metric_code, field_name) ORDER BY n)
-            FILTER (WHERE state <> 'void') AS events,
-        (json_agg(json_build_array(external_customer_id, external_subscription_id) ORDER BY n DESC)
-            FILTER (WHERE state <> 'void' AND attempts > 0)) -> 0 AS sent_to
-    FROM usage_event WHERE session_id = s.id
+        json_agg(json_build_array(id, energy_wh, fixed, lago_subscription_id, metric_code, field_name)
+            ORDER BY n) FILTER (WHERE state <> 'void') AS events,
+        (json_agg(json_build_array(external_customer_id, external_subscription_id)
+            ORDER BY n DESC) FILTER (WHERE state <> 'void' AND energy_wh > 0 AND fixed)) -> 0 AS sent_to
+    FROM (
+        -- What Lago may know, and what a person ordered, is not taken back.
+        SELECT *, attempts > 0 OR kind = 'move' AS fixed FROM usage_event WHERE session_id = s.id
+    ) event
 ) e ON true
 LEFT JOIN LATERAL (
     SELECT json_agg(json_build_array(
@@ -475,18 +477,8 @@ def _record(item: _Judged) -> tuple[Any, ...]:
         event.value_field if event else None,
         settlement.bill_wh,
         item.event_at,
-        msgspec.json.encode(_payload(event)).decode() if event else None,
+        msgspec.json.encode(event.to_payload()).decode() if event else None,
     )
-
-
-def _payload(event: UsageEvent) -> dict[str, Any]:
-    return {
-        "transaction_id": event.transaction_id,
-        "code": event.code,
-        "external_subscription_id": event.external_subscription_id,
-        "timestamp": event.timestamp,
-        "properties": dict(event.properties),
-    }
 
 
 _CREATE_JUDGED = """

@@ -7,7 +7,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from ocpp_billing.accounts.models import User
-from ocpp_billing.charging.models import ChargingSession, Source
+from ocpp_billing.charging.models import ChargingSession, SessionState, Source
 from ocpp_billing.mappings.models import TagMapping
 
 
@@ -192,6 +192,8 @@ class DeliveryControl(models.Model):
     pause_reason = models.TextField(null=True)
     lago_organization_id = models.TextField(null=True)
     lago_organization_name = models.TextField(null=True)
+    # When it was made sure that Lago holds no event of this source that the ledger does not know.
+    history_checked_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "delivery_control"
@@ -237,3 +239,72 @@ class LagoCustomerRead(models.Model):
 
     def __str__(self) -> str:
         return self.external_id
+
+
+class CounterKind(models.TextChoices):
+    """What a counter of the balance counts.
+
+    ``read`` and ``negative`` come from the registers alone, ``rest`` and ``event`` from the parts alone:
+    a part that is lost or written twice does not change what was read.
+    """
+
+    # Sessions, and their energy by the registers, a negative one as 0.
+    READ = "read"
+    # Sessions whose stop register lies below the start register, and that (negative) energy.
+    NEGATIVE = "negative"
+    # Sessions by the state and reason that name them; no energy.
+    STATED = "stated"
+    # Energy that no usage event carries, by its state and reason.
+    REST = "rest"
+    # Energy of usage events by state and reason, void ones left out.
+    EVENT = "event"
+    # Malformed rows that are still set aside, counted as sessions.
+    MALFORMED = "malformed"
+
+
+class BalanceDelta(models.Model):
+    """What one statement changed in the balance; the sum of the rows of a key is its counter.
+
+    Written by triggers of ``charging_session``, ``usage_event`` and ``malformed_row`` in the transaction
+    that changes those. Only ever inserted, and folded by :func:`billing.balance.compact_counters`, so
+    writers never wait for one another. Without a foreign key in the database for the same reason:
+    its check would wait for whoever holds the row of the source.
+    """
+
+    source = models.ForeignKey(Source, on_delete=models.DO_NOTHING, related_name="+", db_constraint=False)
+    kind = models.CharField(max_length=9, choices=CounterKind.choices)
+    state = models.CharField(max_length=9, null=True)
+    reason = models.CharField(max_length=40, null=True)
+    sessions = models.BigIntegerField()
+    energy_wh = models.BigIntegerField()
+
+    class Meta:
+        db_table = "balance_delta"
+        constraints = [
+            models.CheckConstraint(condition=Q(kind__in=CounterKind.values), name="balance_delta_kind_known"),
+            models.CheckConstraint(
+                condition=Q(state__isnull=True) | Q(state__in=SessionState.values),
+                name="balance_delta_state_known",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source_id}: {self.kind} {self.state or ''} {self.reason or ''}"
+
+
+class BalanceProof(models.Model):
+    """A full recount of the ledger, and whether the counters said the same."""
+
+    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
+    proved_at = models.DateTimeField()
+    # The recount, as in ``ocpp-billing balance --json``.
+    balance = models.JSONField()
+    # What the counters lacked, and were given: [{"kind", "state", "reason", "sessions", "energy_wh"}, ...]
+    drift = models.JSONField()
+
+    class Meta:
+        db_table = "balance_proof"
+        indexes = [models.Index(fields=["source", "-id"], name="balance_proof_latest")]
+
+    def __str__(self) -> str:
+        return f"{self.source_id} at {self.proved_at}"

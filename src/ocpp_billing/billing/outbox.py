@@ -144,6 +144,8 @@ def set_aside_unbilled(source: str, now: datetime, contract: Contract, fence: Fe
     """
     bound = {"source": source, "now": now, "fresh": now - FRESH_FOR, **_bound(contract)}
     with fenced_transaction("set aside unbilled", fence) as cursor:
+        cursor.execute(_HOLD_UNBILLED_MOVES, bound)
+        restate_sessions(cursor, [session_id for (session_id,) in cursor.fetchall()])
         cursor.execute(_REDECIDE_UNBILLED, bound)
         return int(cursor.rowcount)
 
@@ -208,6 +210,12 @@ def restate_sessions(cursor: Any, session_ids: Sequence[int]) -> None:
     """Set the state of sessions to that of their least advanced part, after their events changed."""
     if session_ids:
         cursor.execute(_RESTATE, {"session_ids": list(session_ids)})
+
+
+def hold_difference(cursor: Any, session_id: int) -> None:
+    """The events of a session changed: hold what they do not carry at once, and ask for a decision."""
+    cursor.execute(_HOLD_DIFFERENCE, {"session_id": session_id})
+    restate_sessions(cursor, [session_id])
 
 
 def unfinished(source: str) -> int:
@@ -288,8 +296,16 @@ _REDECIDE_UNBILLED = f"""
 UPDATE charging_session s SET needs_decision = true, asked = asked + 1
 WHERE s.id IN (
     SELECT e.session_id FROM usage_event e
-    WHERE {_DUE} AND e.attempts = 0 AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
+    WHERE {_DUE} AND e.attempts = 0 AND e.kind <> 'move' AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
 )
+"""
+
+# A move was ordered by a person and is not decided anew: what cannot be sent of it any more is held.
+_HOLD_UNBILLED_MOVES = f"""
+UPDATE usage_event e SET state = 'held',
+    reason = CASE WHEN e.energy_wh < 0 THEN 'refund_by_credit_note' ELSE 'late_period' END
+WHERE {_DUE} AND e.attempts = 0 AND e.kind = 'move' AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
+RETURNING e.session_id
 """
 
 _CLAIM_UNBILLED = f"""
@@ -332,4 +348,13 @@ FROM (
 ) part
 WHERE part.session_id = s.id
   AND (s.state IS DISTINCT FROM part.state OR s.reason IS DISTINCT FROM part.reason)
+"""
+
+_HOLD_DIFFERENCE = """
+UPDATE charging_session s SET needs_decision = true, asked = asked + 1,
+    rest_state = 'held', rest_reason = 'undecided',
+    rest_wh = greatest(s.energy_wh, 0) - coalesce((
+        SELECT sum(e.energy_wh) FROM usage_event e WHERE e.session_id = s.id AND e.state <> 'void'
+    ), 0)
+WHERE s.id = %(session_id)s AND s.energy_wh IS NOT NULL
 """

@@ -8,7 +8,8 @@ from django.db import connection, transaction
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
-from ocpp_billing.billing.models import Ruling, RulingKind
+from ocpp_billing.billing.models import Ruling, RulingKind, UsageEvent
+from ocpp_billing.billing.outbox import hold_difference, restate_sessions
 from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.charging.tags import ask_again_for_tags
@@ -75,6 +76,10 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
             )
         if session.state in {"open", "stuck"} and session.reading_stopped_at is None:
             _set_reading(session, session.start_wh, session.started_at or clock.now())
+        if session.events.filter(kind="move", state="held", attempts=0).update(state="void", reason=None):
+            with connection.cursor() as cursor:
+                hold_difference(cursor, session.pk)
+            session.refresh_from_db()
         _order(session, RulingKind.EXCLUDE, note, by, user)
 
 
@@ -138,6 +143,28 @@ def enter_reading(
             before=before,
             after={"reading_stop_wh": stop_wh, "reading_stopped_at": stopped_at.isoformat()},
             note=note,
+        )
+
+
+def retry_rejected(event_id: int, *, by: str, user: User | None = None) -> None:
+    """Send an event again that Lago refused or could not digest, after the cause was mended.
+
+    Raises:
+        ReviewError: when it is not rejected.
+    """
+    with effect("db commit retry"), transaction.atomic(), connection.cursor() as cursor:
+        event = UsageEvent.objects.select_for_update().get(pk=event_id)
+        if event.state != "rejected":
+            raise ReviewError(f"The event {event.transaction_id} is not rejected ({event.state}).")
+        event.state, event.reason, event.next_attempt_at = "queued", None, clock.now()
+        event.save(update_fields=["state", "reason", "next_attempt_at"])
+        restate_sessions(cursor, [event.session_id])
+        audit.record(
+            "event.retry",
+            user=user,
+            actor=by,
+            target=f"event:{event.transaction_id}",
+            before={"answer": event.answer},
         )
 
 

@@ -502,6 +502,16 @@ class UsageEvent:
     properties: Mapping[str, str]
     value_field: str
 
+    def to_payload(self) -> dict[str, object]:
+        """As it goes over the wire: everything but the name of the summed property."""
+        return {
+            "transaction_id": self.transaction_id,
+            "external_subscription_id": self.external_subscription_id,
+            "code": self.code,
+            "timestamp": self.timestamp,
+            "properties": self.properties,
+        }
+
 
 def timestamp_text(at: datetime) -> str:
     """An instant as Lago reads it: ``"1651240791.123"``. Finer than a millisecond is cut off.
@@ -553,7 +563,7 @@ def encode_event(event: UsageEvent) -> bytes:
         Unsendable: when the event breaks a rule.
     """
     _require_sendable([event])
-    return _encoder.encode({"event": _payload(event)})
+    return _encoder.encode({"event": event.to_payload()})
 
 
 def encode_batch(events: Sequence[UsageEvent]) -> bytes:
@@ -565,7 +575,7 @@ def encode_batch(events: Sequence[UsageEvent]) -> bytes:
             can never succeed, not even with two subscriptions.
     """
     _require_sendable(events)
-    return _encoder.encode({"events": [_payload(event) for event in events]})
+    return _encoder.encode({"events": [event.to_payload() for event in events]})
 
 
 def events_equal(sent: UsageEvent, held: Event) -> list[str]:
@@ -597,16 +607,6 @@ def events_equal(sent: UsageEvent, held: Event) -> list[str]:
 
 
 _encoder = msgspec.json.Encoder()
-
-
-def _payload(event: UsageEvent) -> dict[str, object]:
-    return {
-        "transaction_id": event.transaction_id,
-        "external_subscription_id": event.external_subscription_id,
-        "code": event.code,
-        "timestamp": event.timestamp,
-        "properties": event.properties,
-    }
 
 
 def _require_sendable(events: Sequence[UsageEvent]) -> None:

@@ -18,6 +18,8 @@ import msgspec
 
 from ocpp_billing import clock
 from ocpp_billing.billing import control
+from ocpp_billing.billing.adopt import pause_where_history_is_unknown
+from ocpp_billing.billing.balance import keep_counters
 from ocpp_billing.billing.confirm import confirm_events
 from ocpp_billing.billing.decide import DecisionPolicy, decide_sessions
 from ocpp_billing.billing.deliver import Courier
@@ -32,6 +34,7 @@ from ocpp_billing.charging.ingest import (
 )
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import Source
+from ocpp_billing.charging.stuck import StuckSearch
 from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError
@@ -72,6 +75,7 @@ def synchronize(config: Config, steve: SteveClient, lago: LagoClient, journal: R
     decide(config, directory, journal)
     deliver(config, lago, directory, journal)
     confirm(config, lago, directory, journal)
+    account(config, journal)
 
     journal.counts["steve_calls"] = steve.calls - before[0]
     journal.counts["lago_calls"] = lago.calls - before[1]
@@ -121,6 +125,7 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
             )
             with _pause_where_identity_is_in_doubt(config, discovery):
                 discovery.cycle()
+            _look_for_stuck_sessions(config, discovery, journal)
             _read_tags(source.name, steve, progress, journal)
         finally:
             recorded |= {
@@ -156,6 +161,21 @@ def _pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> I
         reason = f"StEvE shows other sessions under numbers that are known ({some}); they were not recorded."
         control.pause(config, by=control.BY_ITSELF, reason=reason)
         raise AnotherSteveError(reason)
+
+
+def _look_for_stuck_sessions(config: Config, discovery: Discovery, journal: RunJournal) -> None:
+    """Set aside what will hardly ever stop by itself, with the evidence of how much was delivered."""
+    found = StuckSearch(
+        source=config.steve_source,
+        client=discovery.client,
+        capabilities=discovery.capabilities,
+        stuck_after=timedelta(hours=config.stuck_after_hours),
+        record=discovery.record,
+        progress=discovery.progress,
+        fence=journal.fence,
+    ).search()
+    if found.stuck or found.going_on:
+        journal.say("stuck.done", f"{found.stuck} sessions became stuck, {found.going_on} go on")
 
 
 def _restored(progress: dict[str, Any]) -> Restored | None:
@@ -296,6 +316,7 @@ def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
         control.pin_organization(config, organization)
         if status.mode != "live":
             return
+        pause_where_history_is_unknown(config, lago)
         courier = Courier(
             client=lago,
             directory=directory,
@@ -335,3 +356,28 @@ def confirm(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             journal.fence,
         )
         counted |= {"confirmed": counts.confirmed, "held": counts.conflicts}
+
+
+# -- and, once a day: is every watt-hour accounted for? ------------------------------------------------
+
+
+def account(config: Config, journal: RunJournal) -> None:
+    """Keep the counters of the balance small, and prove them by a full recount when that is due."""
+    proof = keep_counters(config.steve_source, journal.fence)
+    if proof is None:
+        return
+    if proof.drift:
+        journal.say(
+            "balance.repaired",
+            "counters of the balance differed from the full recount and were put right: "
+            + "; ".join(map(str, proof.drift)),
+            level="warning",
+        )
+    if proof.unexplained:
+        journal.left(
+            f"the balance does not add up: {proof.unexplained.sessions} sessions and "
+            f"{proof.unexplained.energy_wh} Wh are unexplained. Pause delivery (ocpp-billing pause) "
+            "and report it with the output of: ocpp-billing balance --json"
+        )
+    else:
+        journal.say("balance.proved", f"{proof.balance.read.energy_wh} Wh read, every one accounted for")
