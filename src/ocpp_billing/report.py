@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ocpp_billing.billing.balance import Amount, name_of
+from ocpp_billing.charging.models import SessionState
 from ocpp_billing.sync.journal import COUNTS
 
 if TYPE_CHECKING:
-    from ocpp_billing.billing.balance import Balance
+    from collections.abc import Sequence
+
+    from ocpp_billing.billing.balance import Balance, BreakdownRow, Dimension, Proof
     from ocpp_billing.sync.models import SyncRun
 
 
@@ -40,7 +44,10 @@ def format_run(run: SyncRun) -> str:
         )
     if summary["delivery"] == "paused":
         lines.append("Delivery is paused: what is queued stays queued. Go on with: ocpp-billing resume")
-    lines += [f"{error['step']}: {error['error']}" for error in summary["errors"]]
+    steps: dict[str, list[str]] = {}
+    for error in summary["errors"]:  # one cause that stopped several steps is said once
+        steps.setdefault(error["error"], []).append(error["step"])
+    lines += [f"{', '.join(names)}: {sentence}" for sentence, names in steps.items()]
     return "\n".join(lines)
 
 
@@ -71,6 +78,54 @@ def format_balance(balance: Balance) -> str:
         f"{_kwh(balance.unexplained.energy_wh)} kWh"
     )
     return "\n".join(lines)
+
+
+def format_proof(proof: Proof) -> str:
+    """What a full recount said about the counters, in a line or a few."""
+    proved_at = f"{proof.proved_at:%Y-%m-%d %H:%M:%S} UTC"
+    if not proof.drift:
+        return f"Proved at {proved_at}: the counters say the same as the full recount."
+    lines = [f"Proved at {proved_at}: the counters differed from the full recount and were put right."]
+    lines += [f"  {drift}" for drift in proof.drift]
+    return "\n".join(lines)
+
+
+def format_breakdown(rows: Sequence[BreakdownRow], dimension: Dimension) -> str:
+    """A breakdown as a table: sessions, kWh, and the kWh of each state that occurs; sums below."""
+    states = [state.value for state in SessionState if any(state.value in row.states for row in rows)]
+
+    def cells(name: str, sessions: int, energy_wh: int, by_state: Sequence[int]) -> list[str]:
+        return [name, f"{sessions:,}", _kwh(energy_wh), *map(_kwh, by_state)]
+
+    nothing = Amount()
+    table = [[dimension, "sessions", "kWh", *states]]
+    table += [
+        cells(
+            name_of(row, dimension),
+            row.total.sessions,
+            row.total.energy_wh,
+            [row.states.get(state, nothing).energy_wh for state in states],
+        )
+        for row in rows
+    ]
+    table.append(
+        cells(
+            "all",
+            sum(row.total.sessions for row in rows),
+            sum(row.total.energy_wh for row in rows),
+            [sum(row.states.get(state, nothing).energy_wh for row in rows) for state in states],
+        )
+    )
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+    ruler = "-" * len(lines[0])
+    return "\n".join([lines[0], ruler, *lines[1:-1], ruler, lines[-1]])
 
 
 def _kwh(energy_wh: int) -> str:
