@@ -19,6 +19,11 @@ class Role(models.TextChoices):
     OPERATOR = "operator", _("Operator")
     VIEWER = "viewer", _("Viewer")
 
+    def within(self, other: Role) -> bool:
+        """Whether this role may do no more than the other."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
 
 class UserManager(BaseUserManager["User"]):
     """Creates users by e-mail; Django's authentication wants it to have this name and these methods."""
@@ -75,6 +80,39 @@ class User(AbstractBaseUser):
     def is_operator(self) -> bool:
         """May map, review, sync and close; admins may, too."""
         return self.is_active and self.role in {Role.ADMIN, Role.OPERATOR}
+
+
+class ApiToken(models.Model):
+    """A person's key to the JSON API; see :mod:`ocpp_billing.accounts.tokens`."""
+
+    user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="api_tokens")
+    name = models.CharField(_("name"), max_length=100)
+    role = models.CharField(_("role"), max_length=10, choices=Role.choices)
+    # SHA-256 of the token. The token itself is nowhere.
+    digest = models.BinaryField(max_length=32, unique=True)
+    # Its last four characters, to tell one's tokens apart.
+    hint = models.CharField(max_length=4)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField(null=True)
+    # Exact to a minute.
+    last_used_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "api_token"
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(condition=Q(role__in=Role.values), name="api_token_role_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name} (…{self.hint})"
+
+    @property
+    def effective_role(self) -> Role:
+        """What it may do now: never more than its person, whatever it was made for."""
+        own, owners = Role(self.role), Role(self.user.role)
+        return own if own.within(owners) else owners
 
 
 class AuditEntry(models.Model):

@@ -12,6 +12,7 @@ from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.config import parse_instant
 from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.store import MappingError, create_mapping
+from ocpp_billing.spreadsheet import read_cell, write_cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ocpp_billing.accounts.models import User
 
 COLUMNS = ["id_tag", "customer_id", "subscription_id", "valid_from", "valid_to", "active", "note"]
-# A cell that begins like a formula is made harmless for spreadsheets, and read back as it was.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 @dataclass(slots=True)
@@ -93,7 +92,7 @@ def _import_line(
     try:
         if None in row:
             raise MappingError(f"more than {len(COLUMNS)} cells; put text with commas into quotation marks.")
-        cells = {str(name): _read_cell(str(value or "")) for name, value in row.items()}
+        cells = {str(name): read_cell(str(value or "")) for name, value in row.items()}
         valid_from = _instant(cells, "valid_from", zone)
         if valid_from is None:
             raise MappingError("valid_from is empty: say from when the customer pays.")
@@ -158,22 +157,13 @@ def export_mappings(target: IO[str], *, source: str) -> int:
         number += 1
         writer.writerow(
             [
-                _write_cell(mapping.id_tag.text),
-                _write_cell(mapping.customer_external_id),
-                _write_cell(mapping.subscription_external_id or ""),
+                write_cell(mapping.id_tag.text),
+                write_cell(mapping.customer_external_id),
+                write_cell(mapping.subscription_external_id or ""),
                 mapping.valid_from.isoformat(),
                 "" if mapping.valid_to is None else mapping.valid_to.isoformat(),
                 "true" if mapping.active else "false",
-                _write_cell(mapping.note),
+                write_cell(mapping.note),
             ]
         )
     return number
-
-
-def _write_cell(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
-def _read_cell(text: str) -> str:
-    text = text.strip()
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA_STARTS) else text

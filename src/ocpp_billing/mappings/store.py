@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
 from django.db import IntegrityError, connection, transaction
 
 from ocpp_billing.accounts import audit
@@ -16,8 +18,10 @@ from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.resolve import MappingInterval, ParentSighting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
+
+    from django.db.models import QuerySet
 
     from ocpp_billing.accounts.models import User
 
@@ -26,6 +30,10 @@ MAX_ID_TAG_LENGTH = 255
 
 class MappingError(Exception):
     """A mapping cannot be made or changed as asked; says why and what to do."""
+
+
+class MappingConflictError(MappingError):
+    """What is asked is sensible, but contradicts another mapping or what was already billed by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,38 +103,299 @@ def create_mapping(
         user: their account, if any.
 
     Raises:
-        MappingError: when it overlaps another mapping of the tag, or something is malformed.
+        MappingError: when something is malformed.
+        MappingConflictError: when it overlaps another mapping of the tag.
     """
-    customer, subscription = customer.strip(), (subscription or "").strip() or None
-    if not customer:
-        raise MappingError("The customer is missing: give Lago's external customer id.")
-    if valid_to is not None and valid_to <= valid_from:
-        raise MappingError("The mapping ends before it begins: valid_to must be after valid_from.")
-    try:
-        with effect("db commit mapping"), transaction.atomic(), connection.cursor() as cursor:
-            tag = find_or_add_tag(source, id_tag)
-            mapping = TagMapping.objects.create(
-                id_tag=tag,
+    customer, subscription = _payer(customer, subscription)
+    _check_interval(valid_from, valid_to)
+    with _changing(id_tag) as cursor:
+        tag = find_or_add_tag(source, id_tag)
+        mapping = TagMapping.objects.create(
+            id_tag=tag,
+            customer_external_id=customer,
+            subscription_external_id=subscription,
+            valid_from=valid_from,
+            valid_to=valid_to,
+            active=active,
+            note=note,
+            verified=verified,
+            created_by=user,
+        )
+        ask_again_for_tags(cursor, [tag.pk])
+        audit.record(
+            "mapping.create", user=user, actor=by, target=f"tag:{tag.text}", after=_snapshot(mapping)
+        )
+        return mapping
+
+
+def end_mapping(mapping_id: int, *, at: datetime, by: str, user: User | None = None) -> TagMapping:
+    """End a mapping: sessions that start at ``at`` or later are not paid for by it.
+
+    What Lago was sent stays where it was sent, also when ``at`` lies in the past.
+
+    Raises:
+        TagMapping.DoesNotExist: when there is none of that number.
+        MappingError: when it would end before it begins.
+        MappingConflictError: when it ends earlier already.
+    """
+    with _changing() as cursor:
+        mapping = _locked(mapping_id)
+        before = _snapshot(mapping)
+        if at <= mapping.valid_from:
+            raise MappingError(
+                f"The mapping begins at {mapping.valid_from.isoformat()}: end it after that, or delete it."
+            )
+        if mapping.valid_to is not None and mapping.valid_to <= at:
+            raise MappingConflictError(f"The mapping ends already, at {mapping.valid_to.isoformat()}.")
+        mapping.valid_to = at
+        mapping.save(update_fields=["valid_to", "updated_at"])
+        _tell(cursor, "mapping.end", mapping, before, by, user)
+        return mapping
+
+
+def switch_mapping(
+    mapping_id: int,
+    *,
+    active: bool,
+    at: datetime,
+    bill_gap: bool | None = None,
+    by: str,
+    user: User | None = None,
+) -> TagMapping:
+    """Switch a mapping off or on, from ``at``: the interval is cut there, history stays as it was.
+
+    Sessions that start while it is off are held. Switching on again asks whether those of the gap are
+    billed after all: there is no default, because both answers are money.
+
+    Args:
+        mapping_id: the interval to cut.
+        active: on or off.
+        at: from when.
+        bill_gap: only when switching on: True = the interval that was off counts as on from its
+            beginning; False = it stays off until ``at``.
+        by: who does it, for the audit.
+        user: their account, if any.
+
+    Returns:
+        The interval that holds from ``at``.
+
+    Raises:
+        TagMapping.DoesNotExist: when there is none of that number.
+        MappingError: when ``at`` lies outside the mapping, or the gap was not spoken about.
+        MappingConflictError: when it is on (or off) already.
+    """
+    with _changing() as cursor:
+        mapping = _locked(mapping_id)
+        before = _snapshot(mapping)
+        if mapping.active == active:
+            raise MappingConflictError(f"The mapping is {'active' if active else 'switched off'} already.")
+        if active and bill_gap is None:
+            raise MappingError(
+                "Say whether the sessions of the time it was off are billed: bill_gap must be true or false."
+            )
+        if mapping.valid_to is not None and mapping.valid_to <= at:
+            raise MappingError(
+                f"The mapping ended at {mapping.valid_to.isoformat()}: create a new one instead."
+            )
+        if at <= mapping.valid_from or bill_gap:
+            mapping.active = active
+            mapping.save(update_fields=["active", "updated_at"])
+        else:
+            mapping = _cut(mapping, at, user, active=active)
+        action = "mapping.switch_on" if active else "mapping.switch_off"
+        _tell(cursor, action, mapping, before, by, user, gap_billed=bill_gap if active else None)
+        return mapping
+
+
+def change_mapping(
+    mapping_id: int,
+    *,
+    at: datetime,
+    customer: str,
+    subscription: str | None,
+    verified: bool = True,
+    by: str,
+    user: User | None = None,
+) -> TagMapping:
+    """Let somebody else pay from ``at``: the old interval ends there and a new one begins.
+
+    At or before the beginning of the mapping nothing is cut and the mapping itself is put right, as long
+    as Lago was sent nothing by it.
+
+    Args:
+        mapping_id: the interval to cut.
+        at: sessions that start then or later are paid for by the new customer.
+        customer: Lago's external customer id.
+        subscription: Lago's external subscription id; None = the customer's only one.
+        verified: whether Lago was asked and knows both.
+        by: who does it, for the audit.
+        user: their account, if any.
+
+    Returns:
+        The interval that holds from ``at``.
+
+    Raises:
+        TagMapping.DoesNotExist: when there is none of that number.
+        MappingError: when something is malformed or ``at`` lies after its end.
+        MappingConflictError: when history would be rewritten, or nothing would change.
+    """
+    customer, subscription = _payer(customer, subscription)
+    with _changing() as cursor:
+        mapping = _locked(mapping_id)
+        before = _snapshot(mapping)
+        if (mapping.customer_external_id, mapping.subscription_external_id) == (customer, subscription):
+            raise MappingConflictError("The mapping leads there already: nothing would change.")
+        if mapping.valid_to is not None and mapping.valid_to <= at:
+            raise MappingError(
+                f"The mapping ended at {mapping.valid_to.isoformat()}: create a new one instead."
+            )
+        if at > mapping.valid_from:
+            mapping = _cut(
+                mapping,
+                at,
+                user,
                 customer_external_id=customer,
                 subscription_external_id=subscription,
-                valid_from=valid_from,
-                valid_to=valid_to,
-                active=active,
-                note=note,
                 verified=verified,
-                created_by=user,
             )
-            ask_again_for_tags(cursor, [tag.pk])
-            audit.record(
-                "mapping.create", user=user, actor=by, target=f"tag:{tag.text}", after=_snapshot(mapping)
+        elif _events(mapping).filter(attempts__gt=0).exists():
+            raise MappingConflictError(
+                "Sessions were sent to Lago by this mapping, and that cannot be taken back here. "
+                f"Choose a date after {mapping.valid_from.isoformat()}, from which the new customer pays."
             )
-            return mapping
+        else:
+            mapping.customer_external_id = customer
+            mapping.subscription_external_id = subscription
+            mapping.verified = verified
+            mapping.save()
+        _tell(cursor, "mapping.change", mapping, before, by, user)
+        return mapping
+
+
+def note_mapping(mapping_id: int, *, note: str, by: str, user: User | None = None) -> TagMapping:
+    """Replace the note of a mapping; nothing else changes.
+
+    Raises:
+        TagMapping.DoesNotExist: when there is none of that number.
+    """
+    with _changing():
+        mapping = _locked(mapping_id)
+        before = _snapshot(mapping)
+        mapping.note = note
+        mapping.save(update_fields=["note", "updated_at"])
+        audit.record(
+            "mapping.note",
+            user=user,
+            actor=by,
+            target=f"tag:{mapping.id_tag.text}",
+            before=before,
+            after=_snapshot(mapping),
+        )
+        return mapping
+
+
+def delete_mapping(mapping_id: int, *, by: str, user: User | None = None) -> None:
+    """Remove a mapping that never led to a usage event. The audit keeps what it was.
+
+    Raises:
+        TagMapping.DoesNotExist: when there is none of that number.
+        MappingConflictError: when an event exists: it must stay explainable, so the mapping is ended.
+    """
+    with _changing() as cursor:
+        mapping = _locked(mapping_id)
+        # First the sessions, then the mapping: a decision that is being written either is finished and
+        # seen below, or finds its session asked anew and starts over. It never points at what is gone.
+        cursor.execute(_ASK_ALL_UNDECIDED, [mapping.id_tag_id])
+        ask_again_for_tags(cursor, [mapping.id_tag_id])
+        if _events(mapping).exclude(state="void").exists():
+            raise MappingConflictError(
+                "Usage events exist by this mapping, so it must stay to explain them. "
+                "End it, or switch it off, from a date of your choice."
+            )
+        before, tag = _snapshot(mapping), mapping.id_tag
+        # Decisions that only held a session keep their words and their customer.
+        cursor.execute("UPDATE decision SET mapping_id = NULL WHERE mapping_id = %s", [mapping.pk])
+        mapping.delete()
+        audit.record("mapping.delete", user=user, actor=by, target=f"tag:{tag.text}", before=before)
+
+
+@contextmanager
+def _changing(id_tag: str = "") -> Iterator[Any]:
+    """One transaction for a change of mappings; an overlap becomes a sentence. Yields a cursor."""
+    try:
+        with effect("db commit mapping"), transaction.atomic(), connection.cursor() as cursor:
+            yield cursor
     except IntegrityError as error:
         if "tag_mapping_no_overlap" not in str(error):
             raise
-        raise MappingError(
+        raise MappingConflictError(
             f"Tag {id_tag} already has a mapping in that time. End that one first, or choose another date."
         ) from error
+
+
+def _payer(customer: str, subscription: str | None) -> tuple[str, str | None]:
+    customer, subscription = customer.strip(), (subscription or "").strip() or None
+    if not customer:
+        raise MappingError("The customer is missing: give Lago's external customer id.")
+    return customer, subscription
+
+
+def _check_interval(valid_from: datetime, valid_to: datetime | None) -> None:
+    if valid_to is not None and valid_to <= valid_from:
+        raise MappingError("The mapping ends before it begins: valid_to must be after valid_from.")
+
+
+def _locked(mapping_id: int) -> TagMapping:
+    # NO KEY: a decision that is being written refers to the mapping, and must not wait for us while we
+    # wait for its session.
+    mappings = TagMapping.objects.select_for_update(of=("self",), no_key=True).select_related("id_tag")
+    return mappings.get(pk=mapping_id)
+
+
+def _events(mapping: TagMapping) -> QuerySet[Any]:
+    # By its name: the ledger knows the mappings, not the other way round.
+    return apps.get_model("billing", "UsageEvent").objects.filter(decision__mapping=mapping)
+
+
+def _cut(mapping: TagMapping, at: datetime, user: User | None, **fields: Any) -> TagMapping:
+    """End the interval at ``at`` and begin another one there, with some fields changed."""
+    until, mapping.valid_to = mapping.valid_to, at
+    mapping.save(update_fields=["valid_to", "updated_at"])
+    return TagMapping.objects.create(
+        id_tag=mapping.id_tag,
+        valid_from=at,
+        valid_to=until,
+        note=mapping.note,
+        created_by=user,
+        **{
+            "customer_external_id": mapping.customer_external_id,
+            "subscription_external_id": mapping.subscription_external_id,
+            "verified": mapping.verified,
+            "active": mapping.active,
+            **fields,
+        },
+    )
+
+
+def _tell(
+    cursor: Any,
+    action: str,
+    mapping: TagMapping,
+    before: dict[str, Any],
+    by: str,
+    user: User | None,
+    **more: bool | None,
+) -> None:
+    """The tag's sessions are decided again, and the act is written down."""
+    ask_again_for_tags(cursor, [mapping.id_tag_id])
+    audit.record(
+        action,
+        user=user,
+        actor=by,
+        target=f"tag:{mapping.id_tag.text}",
+        before=before,
+        after={**_snapshot(mapping), **{key: value for key, value in more.items() if value is not None}},
+    )
 
 
 def _snapshot(mapping: TagMapping) -> dict[str, Any]:
@@ -141,6 +410,17 @@ def _snapshot(mapping: TagMapping) -> dict[str, Any]:
         "note": mapping.note,
     }
 
+
+# Sessions that are neither held nor queued, but wait for a decision all the same.
+_ASK_ALL_UNDECIDED = """
+WITH RECURSIVE family AS (
+    SELECT %s::bigint AS id
+    UNION
+    SELECT h.id_tag_id FROM id_tag_parent h JOIN family ON h.parent_id = family.id
+)
+UPDATE charging_session SET asked = asked + 1
+WHERE id_tag_id IN (SELECT id FROM family) AND needs_decision
+"""
 
 # Every tag asked for and every ancestor appears, with one row per sighting of a parent (or none).
 _FAMILY_PARENTS = """
