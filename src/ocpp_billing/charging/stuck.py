@@ -1,7 +1,6 @@
 """Sessions without the station's own stop: which are stuck, and what shows how much was delivered.
 
-StEvE >= 3.12 keeps a session active for ever when its stop was invalid, and chargers die (facts/steve.md
-4.5, 9). A session is *stuck* when a newer one began on its connector, or when it has no stop and no new
+StEvE >= 3.12 keeps a session active for ever when its stop was invalid, and chargers die. A session is *stuck* when a newer one began on its connector, or when it has no stop and no new
 meter value for so many hours. It leaves the frequent watch and is shown with *evidence*: the last total
 energy register among its meter values (>= 3.12), else the register at which the next session on the
 connector began. Sessions that an operator closed are judged by the same evidence; the stop that StEvE
@@ -40,7 +39,7 @@ log = get_logger(__name__)
 DETAILS_PER_CYCLE: Final = 50
 # Where a call carries one id only, so many sessions are read again before they count as stuck.
 SINGLES_PER_CYCLE: Final = 10
-# StEvE stores a stop before the meter values that came with it (facts/steve.md 4.8): what was read
+# StEvE stores a stop before the meter values that came with it: what was read
 # earlier than so long after a stop turned up is read once more.
 VALUES_SETTLE_AFTER: Final = timedelta(seconds=10)
 # A charger that was offline may still send meter values of a stuck session.

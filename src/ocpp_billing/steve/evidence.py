@@ -158,8 +158,8 @@ def predict_manual_stop(
     """What StEvE >= 3.12 writes when this session is closed by ``PATCH /transactions/{id}/stop``.
 
     The last energy value and its time; without one the next start on the connector by the chargers'
-    clocks, and its register if that is higher than ours; without that our own start (facts/steve.md 4.3,
-    recorded on 3.14.1). StEvE does not tell phases from totals here.
+    clocks, and its register if that is higher than ours; without that our own start (recorded
+    on 3.14.1). StEvE does not tell phases from totals here.
 
     Args:
         values: as StEvE shows them, in the order of their times.
