@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ocpp_billing import __version__
-from ocpp_billing.config import Config, ConfigError, load_config, parse_instant
+from ocpp_billing.config import Config, ConfigError, load_config, parse_instant, read_environment
 from ocpp_billing.embedded.database import OutdatedSchemaError, data_dir_of, database, set_up_schema
 from ocpp_billing.embedded.postgres import EmbeddedPostgresError
 from ocpp_billing.log import configure_logging
@@ -441,6 +441,8 @@ def up(config: Config, args: argparse.Namespace) -> int:
         raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
     if config.auth_secret is None:
         os.environ["AUTH_SECRET"] = auth_secret(data_dir_of(config))
+    address = read_environment().get("AUTH_URL") or f"http://localhost:{args.port}"
+    os.environ["AUTH_URL"] = address
     with database(config, note):
         set_up_django()
         from django.core.management import call_command
@@ -453,7 +455,7 @@ def up(config: Config, args: argparse.Namespace) -> int:
             ]
         )
         services.start()
-        out(f"OCPP Billing Sync {__version__}: {config.auth_url} (Ctrl-C ends it)")
+        out(f"OCPP Billing Sync {__version__}: {address} (Ctrl-C ends it)")
         try:
             services.watch()
         finally:

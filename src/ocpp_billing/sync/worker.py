@@ -35,6 +35,7 @@ log = get_logger(__name__)
 
 HEARTBEAT_EVERY = timedelta(seconds=5)
 STANDBY_TRIES_EVERY_S = 1.0
+STOP_NOTICED_WITHIN_S = 0.25
 # While the database is away the worker tries again, ever more slowly.
 FIRST_RECONNECT_S, LONGEST_RECONNECT_S = 0.2, 10.0
 DATABASE_GONE = (OperationalError, InterfaceError, psycopg.OperationalError)
@@ -89,11 +90,10 @@ class Worker:
         while not self.stopping.is_set() and not leadership.try_lead():
             self._beat(leader=False, leadership=leadership)
             self.stopping.wait(STANDBY_TRIES_EVERY_S)
-        if self.stopping.is_set():
-            return
-        log.info("worker leads", action="worker.lead", worker=self.name)
-        with _Heart(self, leadership):
-            self._lead(leadership)
+        if not self.stopping.is_set():
+            log.info("worker leads", action="worker.lead", worker=self.name)
+            with _Heart(self, leadership):
+                self._lead(leadership)
         WorkerHeartbeat.objects.filter(worker=self.name).delete()
 
     def _lead(self, leadership: Leadership) -> None:
@@ -112,9 +112,13 @@ class Worker:
             if requested is not None:
                 self._carry_out(requested.pk)
                 continue
-            wait_s = min((next_at - clock.now()).total_seconds(), HEARTBEAT_EVERY.total_seconds())
-            for _ in leadership.wait(max(wait_s, 0.05)):
-                break
+            self._wait(leadership, min(next_at, clock.now() + HEARTBEAT_EVERY))
+
+    def _wait(self, leadership: Leadership, until: datetime) -> None:
+        """Wait for a trigger, an instant, or the word to stop, which does not interrupt waiting by itself."""
+        while not self.stopping.is_set() and (left_s := (until - clock.now()).total_seconds()) > 0:
+            if any(leadership.wait(min(left_s, STOP_NOTICED_WITHIN_S))):
+                return
 
     def _carry_out(self, run_id: int) -> None:
         run = begin_run(
