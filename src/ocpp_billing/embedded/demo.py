@@ -49,10 +49,15 @@ class DemoWorld:
 
     @classmethod
     def of_release(cls, release: str) -> DemoWorld:
-        """Simulate both systems with the recording of a StEvE release; nothing is served yet."""
+        """Simulate both systems with the recording of a StEvE release; nothing is served yet.
+
+        Raises:
+            ValueError: when that release was not recorded.
+        """
         now = clock.now()
+        shift = recording_offset(now, release)
         steve = SteveSimulator(release)
-        steve.load_recording(release, shift=recording_offset(now, str(steve.release)))
+        steve.load_recording(release, shift=shift)
         begins_at = (now - BEGINS_BEFORE).replace(microsecond=0)
         lago = LagoSimulator()
         lago.create_metric(name="EV charging (kWh)")

@@ -33,7 +33,7 @@ def run_demo(*, release: str, once: bool, port: int, reload: bool) -> int:
         raise CommandError(f"Port {port} is taken. Choose another with --port.")
     try:
         world = DemoWorld.of_release(release)
-    except (ValueError, FileNotFoundError):
+    except ValueError:
         raise CommandError(
             f"There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
         ) from None
