@@ -1,10 +1,10 @@
 """Sessions without the station's own stop: which are stuck, and what shows how much was delivered.
 
-StEvE >= 3.12 keeps a session active for ever when its stop was invalid, and chargers die. A session is *stuck* when a newer one began on its connector, or when it has no stop and no new
-meter value for so many hours. It leaves the frequent watch and is shown with *evidence*: the last total
-energy register among its meter values (>= 3.12), else the register at which the next session on the
-connector began. Sessions that an operator closed are judged by the same evidence; the stop that StEvE
-wrote for them is never part of it.
+StEvE >= 3.12 keeps a session active for ever when its stop was invalid, and chargers die. A session is
+*stuck* when a newer one began on its connector, or when it has no stop and no new meter value for so many
+hours. It leaves the frequent watch and is shown with *evidence*: the last total energy register among its
+meter values (>= 3.12), else the register at which the next session on the connector began. Sessions that an
+operator closed are judged by the same evidence; the stop that StEvE wrote for them is never part of it.
 """
 
 from __future__ import annotations
