@@ -67,6 +67,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     read_at: datetime
     heard_at: datetime | None = None
 
+    @classmethod
+    def from_json(cls, stored: object) -> Finding:
+        """Back from the ledger, decoded already."""
+        return msgspec.convert(stored, cls)
+
     def says_the_same_as(self, other: Finding | None) -> bool:
         """Whether a decision that rests on one may rest on the other."""
         return other is not None and (self.source, self.stop_wh) == (other.source, other.stop_wh)
@@ -235,7 +240,7 @@ class StuckSearch:
                 continue
             if fingerprint(details.transaction) == session.fingerprint:
                 rows.append(details.transaction)
-                self._heard[session.session_id] = _hear(session, details.values)
+                self._heard[session.session_id] = hear(session, details.values)
         self.progress["details_failed"] = failed
         return TransactionsAnswer(rows, []), gone
 
@@ -321,7 +326,8 @@ def _urgency(session: Unfinished) -> tuple[int, datetime, int]:
     return rank, session.finding.read_at if session.finding else NEVER, -session.steve_id
 
 
-def _hear(session: Unfinished, values: Sequence[MeterValue]) -> Heard:
+def hear(session: Unfinished, values: Sequence[MeterValue]) -> Heard:
+    """What the meter values of a session say about its end, and when the last one came."""
     before = session.following.started_at if session.following else None
     register = last_register(values, session.start_wh, session.started_at, before)
     return Heard(register, last_heard_at(values))
@@ -386,6 +392,15 @@ def read_unfinished(source: str, steve_id: int | None = None) -> list[Unfinished
     with connection.cursor() as cursor:
         cursor.execute(_READ, bound)
         return [_unfinished(row) for row in cursor.fetchall()]
+
+
+def store_evidence(cursor: Any, session_id: int, finding: Finding) -> None:
+    """Write down the evidence about one session, and ask for a new decision if it has stopped."""
+    cursor.execute(
+        "UPDATE charging_session SET evidence = %s, needs_decision = stopped_at IS NOT NULL,"
+        " asked = asked + 1 WHERE id = %s",
+        [msgspec.json.encode(finding).decode(), session_id],
+    )
 
 
 def _unfinished(row: tuple[Any, ...]) -> Unfinished:
