@@ -27,5 +27,5 @@ def install_clock(
     clock: Callable[[], datetime] | None, sleeper: Callable[[float], None] | None = None
 ) -> None:
     """Let tests say what time it is and how one waits; ``None`` = the machine's clock again."""
-    global _now, _sleep  # noqa: PLW0603 - one clock per process is the point of this module
+    global _now, _sleep  # one clock per process is the point of this module
     _now, _sleep = clock, sleeper or time.sleep
