@@ -65,3 +65,20 @@ class TagMapping(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id_tag_id} -> {self.customer_external_id} from {self.valid_from}"
+
+
+class LagoCustomer(models.Model):
+    """A customer of Lago as last read: to choose from, also while Lago is away."""
+
+    external_id = models.TextField(primary_key=True)
+    name = models.TextField()
+    email = models.TextField(null=True)
+    currency = models.TextField(null=True)
+    timezone = models.TextField(null=True)
+    read_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "lago_customer"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.external_id})"

@@ -39,10 +39,10 @@ def list_tags(
     search: str | None = None,
     end: str | None = None,
     unmapped: bool = False,
-    after: tuple[int, int] | None = None,
+    after: int = 0,
     limit: int = 100,
 ) -> list[TagRow]:
-    """Tags, those with the most energy waiting for a mapping first.
+    """Tags in the order in which they became known; with ``unmapped``, most energy waiting first.
 
     Args:
         source: name of the StEvE.
@@ -50,7 +50,7 @@ def list_tags(
         search: part of the tag, in any case.
         end: the last four characters of the tag, for people who may not see more of it.
         unmapped: only tags with sessions that wait for a mapping.
-        after: (waiting Wh, number) of the last row of the page before.
+        after: number of the last row of the page before; not with ``unmapped``, whose order moves.
         limit: so many at most.
     """
     bound: dict[str, Any] = {
@@ -59,8 +59,7 @@ def list_tags(
         "search": None if not search else f"%{_escaped(fold_id_tag(search))}%",
         "end": None if end is None else end.lower(),
         "unmapped": unmapped,
-        "after_wh": None if after is None else after[0],
-        "after_id": None if after is None else after[1],
+        "after": after,
         "limit": limit,
     }
     with connection.cursor() as cursor:
@@ -94,7 +93,6 @@ WHERE t.source_id = %(source)s
   AND (%(search)s::text IS NULL OR t.folded LIKE %(search)s)
   AND (%(end)s::text IS NULL OR (lower(right(t.text, 4)) = %(end)s AND length(t.text) > 4))
   AND (NOT %(unmapped)s OR w.sessions > 0)
-  AND (%(after_id)s::bigint IS NULL
-       OR (coalesce(w.energy_wh, 0), -t.id) < (%(after_wh)s::bigint, -%(after_id)s::bigint))
-ORDER BY coalesce(w.energy_wh, 0) DESC, t.id LIMIT %(limit)s
+  AND t.id > %(after)s
+ORDER BY CASE WHEN %(unmapped)s THEN w.energy_wh END DESC, t.id LIMIT %(limit)s
 """
