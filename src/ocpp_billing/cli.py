@@ -309,6 +309,51 @@ def move(config: Config, args: argparse.Namespace) -> int:
     return DONE
 
 
+# -- stuck sessions ------------------------------------------------------------------------------------
+
+
+def stuck(config: Config, args: argparse.Namespace) -> int:
+    """List the sessions that will hardly ever stop by themselves."""
+    from ocpp_billing.report import format_stuck
+
+    with ledger(config):
+        from ocpp_billing.charging.closing import list_stuck
+
+        sessions = list_stuck(config)
+        if args.json:
+            out_json([session.to_json() for session in sessions])
+        else:
+            out(format_stuck(sessions))
+    return DONE
+
+
+def stuck_close(config: Config, args: argparse.Namespace) -> int:
+    """Close a stuck session in StEvE, after a preview."""
+    from ocpp_billing.sync.clients import open_clients
+
+    with ledger(config), open_clients(config) as (steve, _):
+        from ocpp_billing.billing.events import format_kwh
+        from ocpp_billing.charging.closing import close_in_steve, preview_close
+        from ocpp_billing.charging.models import ChargingSession
+
+        session = ChargingSession.objects.filter(
+            source=config.steve_source, steve_id=args.session, superseded_at=None
+        ).first()
+        if session is None:
+            raise CommandError(f"There is no session {args.session}. See: ocpp-billing stuck")
+        preview = preview_close(config, steve, session)
+        out(preview.says)
+        if not args.yes and not _confirmed("Close it in StEvE? This cannot be undone."):
+            note("Nothing was changed.")
+            return FAILED
+        closed = close_in_steve(config, steve, session, expected_stop_wh=preview.stop_wh, by=actor())
+        out(
+            f"Session {closed.steve_id} is closed at {closed.stop_wh} Wh: {format_kwh(closed.energy_wh)} kWh. "
+            "The next synchronization decides what becomes of it."
+        )
+    return DONE
+
+
 # -- mappings ------------------------------------------------------------------------------------------
 
 
@@ -561,6 +606,7 @@ def build_parser() -> argparse.ArgumentParser:
     added.add_argument("--subscription", help="Lago's external subscription id; else the customer's only one")
     added.add_argument("--note", default="", help="why, for the audit")
     added.add_argument("--yes", action="store_true", help="do not ask")
+    _add_stuck(command("stuck", stuck, "list the sessions that will hardly ever stop by themselves"))
     _add_mappings(command("mappings", mappings_export, "import and export mappings as CSV"))
     added = command(
         "create-admin",
@@ -582,6 +628,18 @@ def build_parser() -> argparse.ArgumentParser:
         module.configure(simulator)  # both modules have the same two functions
         simulator.set_defaults(function=simulate, simulator=module.run)
     return parser
+
+
+def _add_stuck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    close = parser.add_subparsers(metavar="ACT").add_parser(
+        "close",
+        help="close one in StEvE (3.12 and newer), after a preview",
+        description="StEvE writes a stop of its own making and tells the charger nothing.",
+    )
+    close.add_argument("session", type=int, metavar="ID", help="StEvE's transaction id")
+    close.add_argument("--yes", action="store_true", help="do not ask")
+    close.set_defaults(function=stuck_close)
 
 
 def _add_mappings(parser: argparse.ArgumentParser) -> None:
@@ -636,11 +694,13 @@ def _understood(error: Exception) -> str | None:
 
     from ocpp_billing.billing.control import ControlError
     from ocpp_billing.billing.move import MoveError
+    from ocpp_billing.charging.closing import ClosingError
     from ocpp_billing.lago.errors import LagoError
     from ocpp_billing.mappings.store import MappingError
+    from ocpp_billing.steve.errors import SteveError
     from ocpp_billing.sync.database import FenceError
 
-    if isinstance(error, (ControlError, LagoError, MappingError, MoveError)):
+    if isinstance(error, (ClosingError, ControlError, LagoError, MappingError, MoveError, SteveError)):
         return str(error)
     if isinstance(error, FenceError):
         return f"{error}. The other worker goes on with the work."

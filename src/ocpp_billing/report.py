@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocpp_billing.billing.balance import Balance, BreakdownRow, Dimension, Proof
+    from ocpp_billing.charging.closing import StuckSession
     from ocpp_billing.sync.models import SyncRun
 
 
@@ -126,6 +127,28 @@ def format_breakdown(rows: Sequence[BreakdownRow], dimension: Dimension) -> str:
     ]
     ruler = "-" * len(lines[0])
     return "\n".join([lines[0], ruler, *lines[1:-1], ruler, lines[-1]])
+
+
+def format_stuck(sessions: Sequence[StuckSession]) -> str:
+    """Stuck sessions, three lines each: which, what the evidence says, what can be done."""
+    if not sessions:
+        return "No session is stuck."
+    lines: list[str] = []
+    for session in sessions:
+        tag = f"tag …{session.id_tag_last4}" if session.id_tag_last4 else "tag not shown"
+        since = f"stuck since {session.stuck_since:%Y-%m-%d %H:%M} UTC"
+        where = f"{session.charge_box_id} connector {session.connector_id}"
+        lines.append(f"{session.steve_id}  {where}, {tag}, {since}")
+        lines += [f"    {_evidence_in_words(session)}", f"    {session.says}"]
+    return "\n".join(lines)
+
+
+def _evidence_in_words(session: StuckSession) -> str:
+    finding = session.finding
+    if finding is None or finding.stop_wh is None or session.energy_wh is None:
+        return "energy unknown"
+    source = "last meter value" if finding.source == "meter_value" else "next start on the connector"
+    return f"{_kwh(session.energy_wh)} kWh by the {source} ({finding.stop_wh} Wh)"
 
 
 def _kwh(energy_wh: int) -> str:
