@@ -348,8 +348,8 @@ def stuck_close(config: Config, args: argparse.Namespace) -> int:
             return FAILED
         closed = close_in_steve(config, steve, session, expected_stop_wh=preview.stop_wh, by=actor())
         out(
-            f"Session {closed.steve_id} is closed at {closed.stop_wh} Wh: {format_kwh(closed.energy_wh)} kWh. "
-            "The next synchronization decides what becomes of it."
+            f"Session {closed.steve_id} is closed at {closed.stop_wh} Wh: {format_kwh(closed.energy_wh)} "
+            "kWh. The next synchronization decides what becomes of it."
         )
     return DONE
 
