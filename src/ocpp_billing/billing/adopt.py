@@ -79,7 +79,8 @@ def look_for_unknown_events(config: Config, lago: LagoClient) -> str | None:
             batch = []
     unknown = _unknown(batch)
     if unknown is None and whole_history:
-        DeliveryControl.objects.filter(source=source).update(history_checked_at=clock.now())
+        with effect("db commit history checked"):
+            DeliveryControl.objects.filter(source=source).update(history_checked_at=clock.now())
     return unknown
 
 

@@ -171,7 +171,7 @@ def pin_organization(config: Config, organization: Organization) -> None:
     Raises:
         ControlError: when it is another organisation than the one pinned.
     """
-    with transaction.atomic():
+    with effect("db commit organization"), transaction.atomic():
         control = _locked(config.steve_source)
         if control.lago_organization_id is None:
             control.lago_organization_id = organization.lago_id

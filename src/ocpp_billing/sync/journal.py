@@ -61,7 +61,8 @@ class RunJournal:
 
     def say(self, action: str, message: str, *, level: str = "info") -> None:
         """Write a sentence into the run's log at once: it survives whatever comes next."""
-        SyncLog.objects.create(run=self.run, level=level, action=action, message=message, at=clock.now())
+        with effect("db commit log"):
+            SyncLog.objects.create(run=self.run, level=level, action=action, message=message, at=clock.now())
         getattr(log, level)(message, action=action, run=self.run.pk)
         if self.on_progress is not None:
             self.on_progress(message)
@@ -85,9 +86,10 @@ class RunJournal:
 
         An expected error ends the step and is recorded; the run goes on with the next step.
         """
-        row, _ = SyncStep.objects.update_or_create(
-            run=self.run, name=name, defaults={"started_at": clock.now(), "ended_at": None, "error": None}
-        )
+        with effect("db commit step"):
+            row, _ = SyncStep.objects.update_or_create(
+                run=self.run, name=name, defaults={"started_at": clock.now(), "ended_at": None, "error": None}
+            )
         counted: dict[str, int] = {}
         error_text: str | None = None
         try:
@@ -102,7 +104,8 @@ class RunJournal:
             for key, number in counted.items():
                 self.counts[key] = self.counts.get(key, 0) + number
             row.ended_at, row.counts, row.error = clock.now(), counted, error_text
-            row.save(update_fields=["ended_at", "counts", "error"])
+            with effect("db commit step"):
+                row.save(update_fields=["ended_at", "counts", "error"])
 
     def finish(self, delivery: str) -> SyncRun:
         """End the run: completed, partial (something set aside or left) or failed (a step had an error).

@@ -36,6 +36,7 @@ from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import Source
 from ocpp_billing.charging.stuck import StuckSearch
 from ocpp_billing.charging.tags import ingest_tags
+from ocpp_billing.effects import effect
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
@@ -90,7 +91,8 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
     found = IngestCounts()
     with journal.step("discover", SteveError, AnotherSteveError), journal.step("record") as recorded:
         try:
-            source, _ = Source.objects.get_or_create(name=config.steve_source)
+            with effect("db commit source"):
+                source, _ = Source.objects.get_or_create(name=config.steve_source)
             capabilities = _capabilities(config, steve, source)
             progress = source.progress
 
@@ -202,7 +204,8 @@ def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabil
         clock.now(),
         api_url,
     )
-    source.save(update_fields=["capabilities", "capabilities_at", "base_url"])
+    with effect("db commit capabilities"):
+        source.save(update_fields=["capabilities", "capabilities_at", "base_url"])
     return capabilities
 
 
