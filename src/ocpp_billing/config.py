@@ -146,6 +146,13 @@ def _secret(value: str) -> str:
     return value
 
 
+def _addresses(value: str) -> str:
+    addresses = [address.strip() for address in value.split(",")]
+    if not all(re.fullmatch(r"[!-+\--;=?-~]+@[A-Za-z0-9.-]+", address) for address in addresses):
+        raise ValueError("one or more e-mail addresses, separated by commas")
+    return ",".join(addresses)
+
+
 def _instant(value: str) -> str:
     parse_instant(value, UTC)
     return value
@@ -324,6 +331,63 @@ class Config:
         group="Synchronization",
     )
 
+    run_retention_days: int = _option(
+        _integer(1, 36_500),
+        90,
+        "How long runs and their logs are kept; the newest are kept however old they are",
+        group="Synchronization",
+    )
+    run_watch_retention_days: int = _option(
+        _integer(1, 36_500),
+        14,
+        "The same for the short runs between two scheduled ones (watch, delivery, confirm)",
+        group="Synchronization",
+    )
+
+    alert_email_to: str | None = _option(
+        _addresses, None, "Who gets alerts by e-mail, separated by commas; needs EMAIL_HOST", group="Alerts"
+    )
+    alert_webhook_url: str | None = _option(
+        _http_url, None, "Address that alerts are posted to; needs ALERT_WEBHOOK_SECRET", group="Alerts"
+    )
+    alert_webhook_secret: str | None = _option(
+        _secret, None, "Signs alerts to the webhook (HMAC-SHA256)", group="Alerts"
+    )
+    alert_held_days: int = _option(
+        _integer(1, 3650),
+        3,
+        "A session that is held or stuck for longer raises an alert",
+        group="Alerts",
+    )
+    alert_outage_minutes: int = _option(
+        _integer(0, 10_080),
+        15,
+        "How long StEvE, Lago or synchronization may fail before an alert is raised",
+        group="Alerts",
+    )
+    alert_worker_seconds: int = _option(
+        _integer(30, 86_400),
+        120,
+        "How long no worker may be heard of before the web application raises an alert",
+        group="Alerts",
+    )
+
+    email_host: str | None = _option(_text, None, "Mail server (SMTP); unset = no e-mail", group="E-mail")
+    email_port: int = _option(_integer(1, 65_535), 587, "Port of the mail server", group="E-mail")
+    email_security: Literal["starttls", "tls", "none"] = _option(
+        _choice("starttls", "tls", "none"),
+        "starttls",
+        "How the connection to the mail server is secured: starttls (587), tls (465) or none",
+        group="E-mail",
+    )
+    email_username: str | None = _option(
+        _text, None, "User name at the mail server; unset = no sign-in", group="E-mail"
+    )
+    email_password: str | None = _option(_text, None, "Password at the mail server", group="E-mail")
+    email_from: str | None = _option(
+        _addresses, None, "Sender of e-mail; needed when EMAIL_HOST is set", group="E-mail"
+    )
+
     auth_secret: str | None = _option(
         _secret,
         None,
@@ -405,9 +469,26 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         except ValueError as error:
             shown = "" if name.endswith(("_KEY", "_SECRET", "_URL")) else f" is {text!r}, but"
             problems.append(f"{name}{shown} must be {error}.")
+    problems += _missing_together(values)
     if problems:
         raise ConfigError(problems)
     return Config(**values)
+
+
+# What one setting needs to be of use.
+_NEEDS = {
+    "alert_email_to": "email_host",
+    "email_host": "email_from",
+    "alert_webhook_url": "alert_webhook_secret",
+}
+
+
+def _missing_together(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name.upper()} is set, so {needed.upper()} must be set too: {_help(needed)}."
+        for name, needed in _NEEDS.items()
+        if values.get(name) is not None and values.get(needed) is None
+    ]
 
 
 def describe_settings() -> list[tuple[str, list[tuple[str, str, str]]]]:

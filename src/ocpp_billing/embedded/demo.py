@@ -101,7 +101,19 @@ class DemoWorld:
 def isolate_environment(world: DemoWorld) -> None:
     """Let only the demo's settings count: a real key in the environment must never meet a demo."""
     kept = {"OCPP_BILLING_DATA_DIR", "OCPP_BILLING_PG_BIN", "LOG_LEVEL", "LOG_FORMAT", "AUTH_URL"}
-    prefixes = ("STEVE_", "LAGO_", "SYNC_", "BILLING_", "DELIVERY_", "CONFIRM_", "MAX_", "MIN_", "LATE_")
+    prefixes = (
+        "STEVE_",
+        "LAGO_",
+        "SYNC_",
+        "RUN_",
+        "BILLING_",
+        "DELIVERY_",
+        "CONFIRM_",
+        "MAX_",
+        "MIN_",
+        "LATE_",
+    )
+    prefixes += ("ALERT_", "EMAIL_")
     for name in list(os.environ):
         if name not in kept and name.startswith(prefixes):
             del os.environ[name]
