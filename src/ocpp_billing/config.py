@@ -148,7 +148,9 @@ def _secret(value: str) -> str:
 
 def _addresses(value: str) -> str:
     addresses = [address.strip() for address in value.split(",")]
-    if not all(re.fullmatch(r"[!-+\--;=?-~]+@[A-Za-z0-9.-]+", address) for address in addresses):
+    if not all(
+        re.fullmatch(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]+@[A-Za-z0-9.-]+", address) for address in addresses
+    ):
         raise ValueError("one or more e-mail addresses, separated by commas")
     return ",".join(addresses)
 
@@ -469,26 +471,9 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         except ValueError as error:
             shown = "" if name.endswith(("_KEY", "_SECRET", "_URL")) else f" is {text!r}, but"
             problems.append(f"{name}{shown} must be {error}.")
-    problems += _missing_together(values)
     if problems:
         raise ConfigError(problems)
     return Config(**values)
-
-
-# What one setting needs to be of use.
-_NEEDS = {
-    "alert_email_to": "email_host",
-    "email_host": "email_from",
-    "alert_webhook_url": "alert_webhook_secret",
-}
-
-
-def _missing_together(values: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name.upper()} is set, so {needed.upper()} must be set too: {_help(needed)}."
-        for name, needed in _NEEDS.items()
-        if values.get(name) is not None and values.get(needed) is None
-    ]
 
 
 def describe_settings() -> list[tuple[str, list[tuple[str, str, str]]]]:

@@ -60,6 +60,14 @@ URLS = (
     ],
     "an address such as https://example.org",
 )
+ADDRESSES = (
+    [
+        ("ops@example.org", "ops@example.org"),
+        ("ops+ev@example.org, cfo@example.org", "ops+ev@example.org,cfo@example.org"),
+    ],
+    ["ops", "ops@", "Ops <ops@example.org>", "ops@example.org;cfo@example.org", "a@b\nBcc: c@d", "a@b,,c@d"],
+    "one or more e-mail addresses, separated by commas",
+)
 AMOUNT = (
     [("0", Decimal(0)), ("12.5", Decimal("12.5")), ("500", Decimal(500)), ("0.001", Decimal("0.001"))],
     ["-1", "NaN", "Infinity", "1e3", "1_000", "1,5", ".5", "5.", "+5", "0.0001", "1" * 10, "١٢", "1E+999999"],
@@ -165,6 +173,28 @@ TABLE: dict[str, tuple[list[tuple[str, Any]], list[str], str]] = {
     ),
     "SYNC_ON_STARTUP": BOOLEAN,
     "SYNC_WATCH_SECONDS": integer(0, 3600),
+    "RUN_RETENTION_DAYS": integer(1, 36_500),
+    "RUN_WATCH_RETENTION_DAYS": integer(1, 36_500),
+    "ALERT_EMAIL_TO": ADDRESSES,
+    "ALERT_WEBHOOK_URL": URLS,
+    "ALERT_WEBHOOK_SECRET": (
+        [("s" * 32, "s" * 32)],
+        ["s" * 31, "changeme"],
+        "a random text of at least 32 characters",
+    ),
+    "ALERT_HELD_DAYS": integer(1, 3650),
+    "ALERT_OUTAGE_MINUTES": integer(0, 10_080),
+    "ALERT_WORKER_SECONDS": integer(30, 86_400),
+    "EMAIL_HOST": (TEXT, [], ""),
+    "EMAIL_PORT": integer(1, 65_535),
+    "EMAIL_SECURITY": (
+        [(text, text) for text in ("starttls", "tls", "none")],
+        ["ssl", "TLS"],
+        "starttls or tls or none",
+    ),
+    "EMAIL_USERNAME": (TEXT, [], ""),
+    "EMAIL_PASSWORD": (TEXT, [], ""),
+    "EMAIL_FROM": ADDRESSES,
     "AUTH_SECRET": (
         [("s" * 32, "s" * 32)],
         ["s" * 31, "changeme"],

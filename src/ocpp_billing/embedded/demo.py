@@ -113,7 +113,7 @@ def isolate_environment(world: DemoWorld) -> None:
         "MIN_",
         "LATE_",
     )
-    prefixes += ("ALERT_", "EMAIL_")
+    prefixes += ("RUN_", "ALERT_", "EMAIL_")
     for name in list(os.environ):
         if name not in kept and name.startswith(prefixes):
             del os.environ[name]
