@@ -30,7 +30,7 @@ from ocpp_billing.clock import now as clock_now
 from ocpp_billing.lago.contract import Chosen, NotBilled, choose_subscription
 from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
-from ocpp_billing.sync.database import Fence, fenced_transaction
+from ocpp_billing.sync.database import Fence, fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from ocpp_billing.mappings.store import Family
 
 CHUNK_SESSIONS = 2_000
+# So many new rows make a table another one for PostgreSQL's planner; from then on every doubling does.
+GROWN_MUCH = 1_000
 # Beyond every register: an approved correction has no limit.
 NO_LIMIT_WH = 2**63 - 1
 
@@ -134,10 +136,14 @@ def decide_sessions(policy: DecisionPolicy, directory: LagoDirectory, fence: Fen
     """
     counts = DecideCounts()
     after = -1
+    grown = 0
     while sessions := _read_sessions(policy, after):
         after = sessions[-1].session_id
         judged = _judge_all(sessions, policy, directory)
         _write(judged, policy, counts, fence)
+        if counts.decided >= 2 * grown + GROWN_MUCH:
+            refresh_statistics("usage_event", "decision")
+            grown = counts.decided
     return counts
 
 
@@ -308,24 +314,57 @@ def _is_honoured(item: _Judged, energy_wh: int, policy: DecisionPolicy, director
 
 
 def _read_sessions(policy: DecisionPolicy, after: int) -> list[_Session]:
-    """The next chunk of sessions that ask for a decision, in the order of their discovery."""
-    bound: dict[str, Any] = {
-        "source": policy.source,
-        "after": after,
-        "limit": CHUNK_SESSIONS,
-        "longest": timedelta(hours=float(policy.limits.max_session_hours)),
-    }
+    """The next chunk of sessions that ask for a decision, in the order of their discovery.
+
+    Four plain queries by the ids of the chunk: each stays quick however large the tables and however old
+    their statistics are.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(_SELECT_SESSIONS, bound)
-        return [_session(row) for row in cursor.fetchall()]
+        cursor.execute(_SELECT_SESSIONS, {"source": policy.source, "after": after, "limit": CHUNK_SESSIONS})
+        rows = cursor.fetchall()
+        bound: dict[str, Any] = {
+            "ids": [row[0] for row in rows],
+            "longest": timedelta(hours=float(policy.limits.max_session_hours)),
+        }
+        cursor.execute(_SELECT_OVERLAPS, bound)
+        overlaps = dict(cursor.fetchall())
+        cursor.execute(_SELECT_EVENTS, bound)
+        events = _by_session(cursor.fetchall())
+        cursor.execute(_SELECT_RULINGS, bound)
+        rulings = _by_session(cursor.fetchall())
+    return [
+        _session(row, overlaps.get(row[0]), events.get(row[0], []), rulings.get(row[0], [])) for row in rows
+    ]
 
 
-def _session(row: tuple[Any, ...]) -> _Session:
+def _by_session(rows: Sequence[tuple[Any, ...]]) -> dict[int, list[tuple[Any, ...]]]:
+    grouped: dict[int, list[tuple[Any, ...]]] = {}
+    for session_id, *values in rows:
+        grouped.setdefault(session_id, []).append(tuple(values))
+    return grouped
+
+
+def _session(
+    row: tuple[Any, ...],
+    overlaps: int | None,
+    events: Sequence[tuple[Any, ...]],
+    rulings: Sequence[tuple[Any, ...]],
+) -> _Session:
     (
         session_id, revision, asked, steve_id, fingerprint, id_tag_id, id_tag, charge_box_id, connector_id,
         started_at, start_wh, stopped_at, stop_wh, stop_actor, first_seen_at, stop_seen_at,
-        latest_lower_start_at, identity_conflict, evidence, overlaps, next_n, events, sent_to, rulings,
+        latest_lower_start_at, identity_conflict, evidence_stop_wh,
     ) = row  # fmt: skip
+    known = [
+        KnownEvent(event_id, energy_wh, fixed, EventForm(row_id, metric_code, field_name))
+        for _, state, event_id, energy_wh, fixed, _, _, row_id, metric_code, field_name in events
+        if state != "void"
+    ]
+    sent_to = [
+        (customer, subscription)
+        for _, state, _, energy_wh, fixed, customer, subscription, *_ in events
+        if state != "void" and fixed and energy_wh > 0
+    ]
     return _Session(
         session_id=session_id,
         revision=revision,
@@ -347,15 +386,12 @@ def _session(row: tuple[Any, ...]) -> _Session:
             latest_lower_start_at=latest_lower_start_at,
             overlaps=overlaps,
             identity_conflict=identity_conflict,
-            evidence_stop_wh=None if evidence is None else msgspec.json.decode(evidence).get("stop_wh"),
+            evidence_stop_wh=evidence_stop_wh,
         ),
-        next_n=next_n,
-        events=[
-            KnownEvent(event_id, energy_wh, attempted, EventForm(*form))
-            for event_id, energy_wh, attempted, *form in msgspec.json.decode(events or "[]")
-        ],
-        sent_to=None if sent_to is None else tuple(msgspec.json.decode(sent_to)),
-        rulings=_rulings(revision, msgspec.json.decode(rulings)) if rulings else Rulings(),
+        next_n=max((n for n, *_ in events), default=0) + 1,
+        events=known,
+        sent_to=sent_to[-1] if sent_to else None,
+        rulings=_rulings(revision, rulings),
     )
 
 
@@ -378,21 +414,30 @@ def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
     return Rulings(excluded, frozenset(accepted), payer)
 
 
-# Overlap is looked for only among sane sessions that started less than the longest session before, so
-# that the index on the connector answers it however long the history is.
+# A person's reading stands for the stop that StEvE does not have.
 _SELECT_SESSIONS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
-    s.connector_id, s.started_at, s.start_wh, stop.at, stop.wh, stop.actor, s.first_seen_at,
-    coalesce(s.stop_seen_at, stop.at), s.latest_lower_start_at, t.identity_conflict, s.evidence::text,
-    o.steve_id, coalesce(e.last_n, 0) + 1, e.events::text, e.sent_to::text, r.rulings::text
+    s.connector_id, s.started_at, s.start_wh,
+    coalesce(s.reading_stopped_at, s.stopped_at), coalesce(s.reading_stop_wh, s.stop_wh),
+    CASE WHEN s.reading_stopped_at IS NULL THEN s.stop_actor ELSE 'reading' END,
+    s.first_seen_at, coalesce(s.stop_seen_at, s.reading_stopped_at, s.stopped_at), s.latest_lower_start_at,
+    t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id
+WHERE s.source_id = %(source)s AND s.needs_decision AND s.id > %(after)s
+  AND (s.stopped_at IS NOT NULL OR s.reading_stopped_at IS NOT NULL)
+ORDER BY s.id LIMIT %(limit)s
+"""
+
+# Overlap is looked for only among sane sessions that started less than the longest session before, so
+# that the index on the connector answers it however long the history is.
+_SELECT_OVERLAPS = """
+SELECT s.id, o.steve_id
+FROM charging_session s
 CROSS JOIN LATERAL (
-    SELECT coalesce(s.reading_stopped_at, s.stopped_at) AS at,
-        coalesce(s.reading_stop_wh, s.stop_wh) AS wh,
-        CASE WHEN s.reading_stopped_at IS NULL THEN s.stop_actor ELSE 'reading' END AS actor
+    SELECT coalesce(s.reading_stopped_at, s.stopped_at) AS at, coalesce(s.reading_stop_wh, s.stop_wh) AS wh
 ) stop
-LEFT JOIN LATERAL (
+CROSS JOIN LATERAL (
     SELECT o.steve_id FROM charging_session o
     WHERE o.source_id = s.source_id AND o.charge_box_id = s.charge_box_id AND o.connector_id = s.connector_id
       AND o.started_at > s.started_at - %(longest)s AND o.started_at < stop.at
@@ -401,26 +446,21 @@ LEFT JOIN LATERAL (
       AND o.started_at <= o.first_seen_at + interval '5 minutes'
       AND o.stopped_at <= o.stop_seen_at + interval '5 minutes'
       AND o.id <> s.id AND o.superseded_at IS NULL
-    ORDER BY o.steve_id LIMIT 1
-) o ON stop.wh > s.start_wh AND stop.at > s.started_at
-LEFT JOIN LATERAL (
-    SELECT max(n) AS last_n,
-        json_agg(json_build_array(id, energy_wh, fixed, lago_subscription_id, metric_code, field_name)
-            ORDER BY n) FILTER (WHERE state <> 'void') AS events,
-        (json_agg(json_build_array(external_customer_id, external_subscription_id)
-            ORDER BY n DESC) FILTER (WHERE state <> 'void' AND energy_wh > 0 AND fixed)) -> 0 AS sent_to
-    FROM (
-        -- What Lago may know, and what a person ordered, is not taken back.
-        SELECT *, attempts > 0 OR kind = 'move' AS fixed FROM usage_event WHERE session_id = s.id
-    ) event
-) e ON true
-LEFT JOIN LATERAL (
-    SELECT json_agg(json_build_array(
-        kind, revision, reason, customer_external_id, subscription_external_id, note) ORDER BY id) AS rulings
-    FROM ruling WHERE session_id = s.id AND revoked_at IS NULL
-) r ON true
-WHERE s.source_id = %(source)s AND s.needs_decision AND stop.at IS NOT NULL AND s.id > %(after)s
-ORDER BY s.id LIMIT %(limit)s
+    ORDER BY o.started_at LIMIT 1
+) o
+WHERE s.id = ANY(%(ids)s) AND stop.wh > s.start_wh AND stop.at > s.started_at
+"""
+
+# What Lago may know, and what a person ordered, is fixed: it is not taken back.
+_SELECT_EVENTS = """
+SELECT session_id, n, state, id, energy_wh, attempts > 0 OR kind = 'move',
+    external_customer_id, external_subscription_id, lago_subscription_id, metric_code, field_name
+FROM usage_event WHERE session_id = ANY(%(ids)s) ORDER BY session_id, n
+"""
+
+_SELECT_RULINGS = """
+SELECT session_id, kind, revision, reason, customer_external_id, subscription_external_id, note
+FROM ruling WHERE session_id = ANY(%(ids)s) AND revoked_at IS NULL ORDER BY session_id, id
 """
 
 

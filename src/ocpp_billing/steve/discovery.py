@@ -346,6 +346,7 @@ class Discovery:
         self._read_windows("backfill", BEGINNING)
         self._fill_gaps_of_history()
         self.progress["backfilled_at"] = self.progress["complete_at"] = clock.now().isoformat()
+        self.progress["night"] = clock.now().astimezone(self.zone).date().isoformat()
 
     def _read_again(self) -> None:
         """Each night the last weeks, each month everything: what slipped through is found, what is gone, too.

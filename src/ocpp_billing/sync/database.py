@@ -51,3 +51,13 @@ def fenced_transaction(name: str, fence: Fence | None) -> Iterator[Any]:
             if cursor.fetchone() is None:
                 raise FenceError(f"run {fence.run_id} was ended by another worker")
         yield cursor
+
+
+def refresh_statistics(*tables: str) -> None:
+    """Let PostgreSQL look at tables that have just grown a lot, before they are asked much.
+
+    A table that was empty a moment ago has no statistics, and autovacuum comes a minute later: until then
+    a plan may read it whole for every row.
+    """
+    with effect("db commit statistics"), connection.cursor() as cursor:
+        cursor.execute("ANALYZE " + ", ".join(tables))

@@ -21,7 +21,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.adopt import pause_where_history_is_unknown
 from ocpp_billing.billing.balance import keep_counters
 from ocpp_billing.billing.confirm import confirm_events
-from ocpp_billing.billing.decide import DecisionPolicy, decide_sessions
+from ocpp_billing.billing.decide import GROWN_MUCH, DecisionPolicy, decide_sessions
 from ocpp_billing.billing.deliver import Courier
 from ocpp_billing.billing.outbox import break_leases, unfinished
 from ocpp_billing.billing.rules import Limits
@@ -42,7 +42,7 @@ from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
 from ocpp_billing.steve.discovery import REST_FACTOR, TAGS_EVERY, AnotherSteveError, Discovery
 from ocpp_billing.steve.errors import SteveError
-from ocpp_billing.sync.database import fenced_transaction
+from ocpp_billing.sync.database import fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,6 +135,8 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
                 "changed": found.changed,
                 "malformed": found.malformed,
             }
+    if found.discovered >= GROWN_MUCH:
+        refresh_statistics("charging_session", "id_tag")
     if found.discovered or found.changed or found.malformed:
         journal.say(
             "record.done",
