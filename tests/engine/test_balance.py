@@ -1060,6 +1060,14 @@ def test_prove_prints_the_balance_and_what_was_put_right(command, at):
     assert out.endswith("the counters say the same as the full recount.\n")
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_source_that_was_never_read_can_be_proved(command):
+    code, out, _ = command("balance", "--prove", "--json")
+    assert code == 0
+    assert json.loads(out)["read"] == {"sessions": 0, "energy_wh": 0}
+    assert not Source.objects.exists()
+
+
 def test_prove_as_json_adds_the_proof_to_the_balance(command, at):
     at(NOON)
     add_session()

@@ -293,9 +293,12 @@ class BalanceDelta(models.Model):
 
 
 class BalanceProof(models.Model):
-    """A full recount of the ledger, and whether the counters said the same."""
+    """A full recount of the ledger, and whether the counters said the same.
 
-    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
+    Of a source that was never read, too: hence no foreign key in the database.
+    """
+
+    source = models.ForeignKey(Source, on_delete=models.DO_NOTHING, related_name="+", db_constraint=False)
     proved_at = models.DateTimeField()
     # The recount, as in ``ocpp-billing balance --json``.
     balance = models.JSONField()
