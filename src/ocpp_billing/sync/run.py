@@ -11,6 +11,7 @@ does not stop the reading of StEvE, nor the other way round.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from ocpp_billing.lago.client import LagoClient
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.steve.wire import TransactionsAnswer
+    from ocpp_billing.sync.database import Fence
     from ocpp_billing.sync.journal import RunJournal
     from ocpp_billing.sync.models import SyncRun
 
@@ -88,7 +90,8 @@ def synchronize(config: Config, steve: SteveClient, lago: LagoClient, journal: R
 
 def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal) -> None:
     """Read what may be new or changed, and write each answer down before the next question."""
-    found = IngestCounts()
+    recorder = Recorder(config.steve_source, journal.fence)
+    found = recorder.found
     with journal.step("discover", SteveError, AnotherSteveError), journal.step("record") as recorded:
         try:
             with effect("db commit source"):
@@ -96,36 +99,16 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
             capabilities = _capabilities(config, steve, source)
             progress = source.progress
 
-            def record(
-                answer: TransactionsAnswer,
-                *,
-                gone: Sequence[int],
-                progress: dict[str, Any],
-                rewind_to: int | None = None,
-            ) -> Sequence[int]:
-                with fenced_transaction("record", journal.fence) as cursor:
-                    now = clock.now()
-                    read = ingest_transactions(
-                        cursor, source.name, answer.rows, answer.malformed, now, _restored(progress)
-                    )
-                    if gone:
-                        mark_vanished(cursor, source.name, gone, now)
-                    if rewind_to is not None:
-                        rewind(cursor, source.name, rewind_to)
-                    _store_progress(cursor, source.name, progress)
-                found.add(read)
-                return read.strangers
-
             discovery = Discovery(
                 client=steve,
                 capabilities=capabilities,
                 known=KnownSessions(source.name),
-                record=record,
+                record=recorder,
                 progress=progress,
                 say=lambda text: journal.say("discover.progress", text),
                 zone=config.timezone,
             )
-            with _pause_where_identity_is_in_doubt(config, discovery):
+            with pause_where_identity_is_in_doubt(config, discovery):
                 discovery.cycle()
             _look_for_stuck_sessions(config, discovery, journal)
             _read_tags(source.name, steve, progress, journal)
@@ -144,8 +127,45 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
         )
 
 
+@dataclass(slots=True)
+class Recorder:
+    """Writes down what discovery read, and how far it has come, in one transaction each.
+
+    Attributes:
+        source: name of the StEvE.
+        fence: the run.
+        found: what all answers together brought.
+    """
+
+    source: str
+    fence: Fence
+    found: IngestCounts = field(default_factory=IngestCounts)
+
+    def __call__(
+        self,
+        answer: TransactionsAnswer,
+        *,
+        gone: Sequence[int],
+        progress: dict[str, Any],
+        rewind_to: int | None = None,
+    ) -> Sequence[int]:
+        """Record one answer: see :class:`ocpp_billing.steve.discovery.Recorder`."""
+        with fenced_transaction("record", self.fence) as cursor:
+            now = clock.now()
+            read = ingest_transactions(
+                cursor, self.source, answer.rows, answer.malformed, now, _restored(progress)
+            )
+            if gone:
+                mark_vanished(cursor, self.source, gone, now)
+            if rewind_to is not None:
+                rewind(cursor, self.source, rewind_to)
+            _store_progress(cursor, self.source, progress)
+        self.found.add(read)
+        return read.strangers
+
+
 @contextmanager
-def _pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> Iterator[None]:
+def pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> Iterator[None]:
     """Stop delivery when StEvE is another one, was restored, or shows others under known numbers."""
     restored_before = discovery.progress.get("restored")
     try:
@@ -239,10 +259,11 @@ def _store_progress(cursor: Any, source: str, progress: dict[str, Any]) -> None:
 # -- 3: decide -----------------------------------------------------------------------------------------
 
 
-def decide(config: Config, directory: LagoDirectory, journal: RunJournal) -> None:
-    """Decide every session that asks for it; what waits for Lago asks again in every run."""
+def decide(config: Config, directory: LagoDirectory, journal: RunJournal, *, ask_again: bool = True) -> None:
+    """Decide every session that asks for it; what waits for Lago asks again in every full run."""
     with journal.step("decide", LagoError) as counted:
-        _ask_again_where_causes_may_be_gone(config, journal)
+        if ask_again:
+            _ask_again_where_causes_may_be_gone(config, journal)
         counts = decide_sessions(policy_of(config), directory, journal.fence)
         counted |= {"held": counts.held, "excluded": counts.excluded, "queued": counts.queued}
         if counts.decided:
