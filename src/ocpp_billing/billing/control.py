@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Mode = Literal["live", "shadow", "paused"]
 # Who pauses when no person does.
 BY_ITSELF = "delivery"
+KEY_REFUSED = "Lago refuses LAGO_API_KEY"
 
 
 class ControlError(Exception):
@@ -163,6 +164,20 @@ def resume_by_itself(config: Config, *, by: str) -> bool:
         return False
     resume(config, by=by)
     return True
+
+
+def pause_for_refused_key(config: Config, said: str) -> str:
+    """Stop delivery because Lago refuses the key; returns the sentence that says so."""
+    reason = f"{KEY_REFUSED} ({said}). Delivery goes on by itself once a valid key is in place."
+    pause(config, by=BY_ITSELF, reason=reason)
+    return reason
+
+
+def resume_after_refused_key(config: Config) -> None:
+    """The key is valid (again): if nothing else stopped delivery, it goes on."""
+    status = read_status(config)
+    if status.paused_by == BY_ITSELF and (status.pause_reason or "").startswith(KEY_REFUSED):
+        resume(config, by=BY_ITSELF)
 
 
 def pin_organization(config: Config, organization: Organization) -> None:

@@ -39,7 +39,7 @@ from ocpp_billing.charging.stuck import StuckSearch
 from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.effects import effect
 from ocpp_billing.lago.directory import LagoDirectory
-from ocpp_billing.lago.errors import LagoError
+from ocpp_billing.lago.errors import Forbidden, LagoError, Unauthorised
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
 from ocpp_billing.steve.discovery import REST_FACTOR, TAGS_EVERY, AnotherSteveError, Discovery
 from ocpp_billing.steve.errors import SteveError
@@ -337,10 +337,8 @@ WHERE source_id = %(source)s AND state = ANY(%(states)s) AND NOT needs_decision
 def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal: RunJournal) -> None:
     """Send what is queued, if billing is live and Lago is who it was."""
     with journal.step("deliver", LagoError, control.ControlError) as counted:
-        status = control.read_status(config)
-        organization = lago.organization()
-        control.pin_organization(config, organization)
-        if status.mode != "live":
+        _check_counterpart(config, lago)
+        if control.read_status(config).mode != "live":
             return
         pause_where_history_is_unknown(config, lago)
         courier = Courier(
@@ -359,13 +357,28 @@ def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             counted |= {"accepted": counts.accepted, "rejected": counts.rejected}
             counted |= {"held": counts.held}
         if courier.unauthorised:
-            reason = f"Lago refuses LAGO_API_KEY ({courier.stopped}). Put a valid key in place, then resume."
+            reason = f"{courier.stopped}. Put a LAGO_API_KEY in place that may write events, then resume."
             control.pause(config, by=control.BY_ITSELF, reason=reason)
             raise control.ControlError(reason)
         if courier.stopped is not None:
             raise control.ControlError(f"Delivery stopped: {courier.stopped}. What is queued stays queued.")
         if left := unfinished(config.steve_source):
             journal.left(f"{left} usage events wait for another attempt")
+
+
+def _check_counterpart(config: Config, lago: LagoClient) -> None:
+    """Make sure that the key is valid and belongs to the organisation that this ledger bills into.
+
+    Raises:
+        ControlError: when delivery was paused because it is not so.
+        LagoError: when Lago cannot be asked.
+    """
+    try:
+        organization = lago.organization()
+    except (Unauthorised, Forbidden) as error:
+        raise control.ControlError(control.pause_for_refused_key(config, str(error))) from error
+    control.resume_after_refused_key(config)
+    control.pin_organization(config, organization)
 
 
 # -- 5: confirm ----------------------------------------------------------------------------------------
