@@ -11,8 +11,8 @@ from django.db import connection
 
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
-from ocpp_billing.sync.models import RunStatus, SyncRun, WorkerHeartbeat
-from ocpp_billing.sync.triggers import SILENT_AFTER
+from ocpp_billing.sync.liveness import SILENT_AFTER, worker_alive
+from ocpp_billing.sync.models import RunStatus, SyncRun
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -52,25 +52,16 @@ class Status:
 def read_status(source: str, now: datetime) -> Status:
     """Read freshness, worker and delivery in five small queries."""
     known_since = Source.objects.filter(name=source).values_list("created_at", flat=True).first()
-    runs = SyncRun.objects.filter(source_id=source)
-    synced_at = (
-        runs.filter(status__in=[RunStatus.COMPLETED, RunStatus.PARTIAL])
-        .order_by("-id")
-        .values_list("ended_at", flat=True)
-        .first()
-    )
-    running = runs.filter(status=RunStatus.RUNNING).first()
-    # The leader speaks for all; without one, whoever was heard last.
-    worker = WorkerHeartbeat.objects.filter(source_id=source).order_by("-leader", "-seen_at").first()
-    alive = worker is not None and now - worker.seen_at < SILENT_AFTER
+    running = SyncRun.objects.filter(source_id=source, status=RunStatus.RUNNING).first()
+    worker = worker_alive(source, now)
     control = DeliveryControl.objects.filter(source_id=source).first()
     return Status(
         known_since=known_since,
-        synced_at=synced_at,
+        synced_at=worker.last_completed,
         running_since=running.started_at if running else None,
-        next_run_at=worker.next_run_at if worker and alive else None,
-        worker_seen_at=worker.seen_at if worker else None,
-        worker_alive=alive,
+        next_run_at=worker.next_run_at,
+        worker_seen_at=worker.seen_at,
+        worker_alive=worker.alive,
         live_from=settings.CONFIG.billing_start_at or (control.live_from if control else None),
         paused_at=control.paused_at if control else None,
         paused_by=(control.paused_by or "") if control else "",
@@ -92,7 +83,7 @@ SELECT (SELECT string_agg(id || status || coalesce(ended_at::text, ''), ',') FRO
        (SELECT row(live_from, paused_at, pause_reason)::text FROM delivery_control
         WHERE source_id = %(source)s),
        (SELECT bool_or(seen_at > now() - %(silent_after)s) FROM worker_heartbeat
-        WHERE source_id = %(source)s),
+        WHERE source_id = %(source)s AND kind = 'worker' AND stopped_at IS NULL),
        CASE WHEN EXISTS (SELECT FROM sync_run WHERE source_id = %(source)s AND status = 'running')
             THEN floor(extract(epoch FROM clock_timestamp()) / 4) END
 """

@@ -46,6 +46,8 @@ _TRIGGER: dict[str, str | Promise] = {
     "command": gettext_lazy("Command line"),
     "recovery": gettext_lazy("Recovery"),
     "watch": gettext_lazy("Watch"),
+    "delivery": gettext_lazy("Another attempt"),
+    "confirm": gettext_lazy("Confirmation"),
 }
 
 

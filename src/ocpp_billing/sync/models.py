@@ -29,7 +29,16 @@ class RunTrigger(models.TextChoices):
     API = "api"
     COMMAND = "command"
     RECOVERY = "recovery"
+    # Between two full runs: a session stopped or began, ...
     WATCH = "watch"
+    # ... usage events became due for another attempt, ...
+    DELIVERY = "delivery"
+    # ... or accepted ones may be counted by Lago now.
+    CONFIRM = "confirm"
+
+
+# Short runs that only take up what has become due; all others read StEvE and go through everything.
+LANES = (RunTrigger.WATCH, RunTrigger.DELIVERY, RunTrigger.CONFIRM)
 
 
 class SyncRun(models.Model):
@@ -104,20 +113,85 @@ class SyncLog(models.Model):
         return f"{self.run_id} {self.action}"
 
 
+class WorkerKind(models.TextChoices):
+    """A worker serves schedule and triggers; a command leads for one run only."""
+
+    WORKER = "worker"
+    COMMAND = "command"
+
+
 class WorkerHeartbeat(models.Model):
-    """One row per worker process: who leads, and since when nothing was heard."""
+    """One row per process that leads or stands by. At most one leads per source, by the database's word."""
 
     worker = models.TextField(primary_key=True)
     source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
+    kind = models.CharField(max_length=7, choices=WorkerKind.choices, db_default=WorkerKind.WORKER)
     leader = models.BooleanField(db_default=False)
-    # Backend process of the leader's lock connection: what a standby ends when the leader is frozen.
+    # Backend process of the leader's lock connection.
     lock_pid = models.IntegerField(null=True)
     started_at = models.DateTimeField(db_default=Now())
     seen_at = models.DateTimeField(db_default=Now())
+    # It said good-bye; a process that died is only silent.
+    stopped_at = models.DateTimeField(null=True)
     next_run_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "worker_heartbeat"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["source"], condition=Q(leader=True), name="worker_heartbeat_one_leader"
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.worker
+
+
+class Alert(models.Model):
+    """Something that a person should know: opened when it begins, resolved when it is over."""
+
+    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
+    condition = models.CharField(max_length=40)
+    # What happened and what to do, as last seen.
+    says = models.TextField()
+    do = models.TextField()
+    opened_at = models.DateTimeField()
+    resolved_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "alert"
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["source", "condition"], condition=Q(resolved_at=None), name="alert_one_open"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source_id}: {self.condition}"
+
+
+class AlertMessage(models.Model):
+    """The outbox of alerts: one word of one alert (opened or resolved) for one channel."""
+
+    alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="messages")
+    channel = models.CharField(max_length=7)
+    resolved = models.BooleanField()
+    attempts = models.IntegerField(db_default=0)
+    # When it is (next) sent; null = sent or given up.
+    due_at = models.DateTimeField(null=True)
+    sent_at = models.DateTimeField(null=True)
+    # Why the last attempt failed.
+    error = models.TextField(null=True)
+
+    class Meta:
+        db_table = "alert_message"
+        constraints = [
+            models.UniqueConstraint(fields=["alert", "channel", "resolved"], name="alert_message_once"),
+        ]
+        indexes = [
+            models.Index(fields=["due_at"], condition=Q(due_at__isnull=False), name="alert_message_due"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.alert_id} {self.channel}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Literal
 
 from django.db import connection, transaction
@@ -11,11 +10,11 @@ from django.db import connection, transaction
 from ocpp_billing import clock
 from ocpp_billing.charging.models import Source
 from ocpp_billing.effects import effect
-from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
+from ocpp_billing.sync.liveness import worker_alive
+from ocpp_billing.sync.models import SyncRun
 
+# Wakes the worker: a run is wanted.
 CHANNEL = "ocpp_billing_sync"
-# A worker that was not heard of for so long is taken for gone.
-SILENT_AFTER = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,10 @@ def request_run(source: str, *, trigger: str, requested_by: str) -> Requested:
 
 
 def _foretell(source: str, run_id: int) -> Requested:
-    leader = WorkerHeartbeat.objects.filter(source_id=source, leader=True).order_by("-seen_at").first()
+    liveness = worker_alive(source, clock.now())
     running = SyncRun.objects.filter(source_id=source, status="running").first()
-    if leader is None or leader.seen_at < clock.now() - SILENT_AFTER:
-        since = f" since {leader.seen_at:%Y-%m-%d %H:%M} UTC" if leader else ""
+    if not liveness.alive:
+        since = f" since {liveness.since:%Y-%m-%d %H:%M} UTC" if liveness.since else ""
         return Requested(
             run_id,
             "no worker",

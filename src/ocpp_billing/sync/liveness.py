@@ -1,0 +1,69 @@
+"""Is a worker alive? One definition, for triggers, the portal, the API and alerts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ocpp_billing.sync.models import RunStatus, SyncRun, WorkerHeartbeat, WorkerKind
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+# A worker says so often that it is alive, and is taken for gone when it was not heard of for so long.
+HEARTBEAT_EVERY = timedelta(seconds=5)
+SILENT_AFTER = timedelta(seconds=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """Whether triggers and the schedule of a source are served.
+
+    Attributes:
+        alive: a worker was heard of within :data:`SILENT_AFTER`, leading or standing by.
+        since: alive: when it started; else when a worker was last heard of, None = never.
+        seen_at: when a worker was last heard of; None = never.
+        leader: name of the worker that leads; None while only standbys, a command or nobody is there.
+        next_run_at: the next full run by the schedule; None when no worker leads.
+        last_completed: when the last full or short run ended as completed or partial.
+    """
+
+    alive: bool
+    since: datetime | None
+    seen_at: datetime | None
+    leader: str | None
+    next_run_at: datetime | None
+    last_completed: datetime | None
+
+
+def worker_alive(source: str, now: datetime) -> Liveness:
+    """Read it in two small queries.
+
+    Workers on several machines are compared by their clocks, which must not be half a minute apart.
+
+    Args:
+        source: name of the StEvE.
+        now: the present instant.
+    """
+    last_completed = (
+        SyncRun.objects.filter(source_id=source, status__in=[RunStatus.COMPLETED, RunStatus.PARTIAL])
+        .order_by("-id")
+        .values_list("ended_at", flat=True)
+        .first()
+    )
+    workers = list(
+        WorkerHeartbeat.objects.filter(source_id=source, kind=WorkerKind.WORKER).order_by(
+            "-leader", "-seen_at"
+        )
+    )
+    fresh = [
+        worker for worker in workers if worker.stopped_at is None and now - worker.seen_at < SILENT_AFTER
+    ]
+    if not fresh:
+        heard_at = max((worker.stopped_at or worker.seen_at for worker in workers), default=None)
+        return Liveness(False, heard_at, heard_at, None, None, last_completed)
+    first = fresh[0]
+    if not first.leader:
+        return Liveness(True, first.started_at, first.seen_at, None, None, last_completed)
+    return Liveness(True, first.started_at, first.seen_at, first.worker, first.next_run_at, last_completed)
