@@ -166,11 +166,10 @@ def resume_by_itself(config: Config, *, by: str) -> bool:
     return True
 
 
-def pause_for_refused_key(config: Config, said: str) -> str:
-    """Stop delivery because Lago refuses the key; returns the sentence that says so."""
+def pause_for_refused_key(config: Config, said: str) -> None:
+    """Stop delivery because Lago refuses the key, whatever it says."""
     reason = f"{KEY_REFUSED} ({said}). Delivery goes on by itself once a valid key is in place."
     pause(config, by=BY_ITSELF, reason=reason)
-    return reason
 
 
 def resume_after_refused_key(config: Config) -> None:

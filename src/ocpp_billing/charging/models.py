@@ -145,7 +145,8 @@ class ChargingSession(models.Model):
     # {"source": "meter_value"|"next_start"|"none", "stop_wh": int|null, "at": iso|null, "read_at": iso,
     # "heard_at": iso|null}; heard_at is the time of the last meter value, whatever that is worth
     evidence = models.JSONField(null=True)
-    # What is worth saying and stops nothing, such as "overlaps session 12 in time".
+    # What is worth saying and stops nothing: {"kind": "time_overlap"|"register_overlap", "with": a StEvE
+    # id}. Written with the decision, so the one that is decided later names the other.
     flags = models.JSONField(db_default=[])
 
     class Meta:
@@ -173,8 +174,12 @@ class ChargingSession(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(rest_state__isnull=True, rest_reason__isnull=True, rest_wh=0)
-                | Q(rest_state__in=["open", "stuck"], rest_wh=0)
-                | Q(rest_state__in=["held", "excluded"], rest_reason__isnull=False),
+                | Q(rest_state__isnull=False, rest_state__in=["open", "stuck"], rest_wh=0)
+                | Q(
+                    rest_state__isnull=False,
+                    rest_state__in=["held", "excluded"],
+                    rest_reason__isnull=False,
+                ),
                 name="charging_session_rest_whole",
             ),
         ]

@@ -370,13 +370,14 @@ def _check_counterpart(config: Config, lago: LagoClient) -> None:
     """Make sure that the key is valid and belongs to the organisation that this ledger bills into.
 
     Raises:
-        ControlError: when delivery was paused because it is not so.
-        LagoError: when Lago cannot be asked.
+        ControlError: when it is another organisation's; delivery is paused then.
+        LagoError: when Lago cannot be asked; delivery is paused when it refuses the key.
     """
     try:
         organization = lago.organization()
     except (Unauthorised, Forbidden) as error:
-        raise control.ControlError(control.pause_for_refused_key(config, str(error))) from error
+        control.pause_for_refused_key(config, str(error))
+        raise
     control.resume_after_refused_key(config)
     control.pin_organization(config, organization)
 

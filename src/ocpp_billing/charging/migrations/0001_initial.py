@@ -319,8 +319,14 @@ class Migration(migrations.Migration):
             constraint=models.CheckConstraint(
                 condition=models.Q(
                     models.Q(("rest_reason__isnull", True), ("rest_state__isnull", True), ("rest_wh", 0)),
-                    models.Q(("rest_state__in", ["open", "stuck"]), ("rest_wh", 0)),
-                    models.Q(("rest_reason__isnull", False), ("rest_state__in", ["held", "excluded"])),
+                    models.Q(
+                        ("rest_state__in", ["open", "stuck"]), ("rest_state__isnull", False), ("rest_wh", 0)
+                    ),
+                    models.Q(
+                        ("rest_reason__isnull", False),
+                        ("rest_state__in", ["held", "excluded"]),
+                        ("rest_state__isnull", False),
+                    ),
                     _connector="OR",
                 ),
                 name="charging_session_rest_whole",
