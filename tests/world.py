@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
-from django.db import connection
+from django.db import connection, transaction
 
 from ocpp_billing import clock
 from ocpp_billing.billing import control
@@ -23,6 +23,7 @@ from ocpp_billing.billing.balance import Balance, read_balance
 from ocpp_billing.billing.models import Decision, UsageEvent
 from ocpp_billing.charging.models import ChargingSession, MalformedRow, SessionState
 from ocpp_billing.config import Config, load_config
+from ocpp_billing.effects import install_hook
 from ocpp_billing.mappings.store import create_mapping
 from ocpp_billing.simulators.lago import LagoSimulator
 from ocpp_billing.simulators.steve import SteveSimulator
@@ -34,6 +35,7 @@ from ocpp_billing.sync.worker import carry_out
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ocpp_billing.effects import Phase
     from ocpp_billing.mappings.models import TagMapping
     from ocpp_billing.sync.models import SyncRun
 
@@ -200,6 +202,14 @@ class World:
             )
         return counted
 
+    def lago_wh_by_session(self) -> dict[int, int]:
+        """What Lago counts of each session, in Wh, by StEvE's id, over all its events."""
+        counted: dict[int, int] = {}
+        for transaction_id, (_, energy_wh) in self.lago_events().items():
+            steve_id = int(transaction_id.split(":")[2].split("-")[0])
+            counted[steve_id] = counted.get(steve_id, 0) + energy_wh
+        return counted
+
     def posts(self) -> list[str]:
         """Paths of the usage events that were posted to Lago, by request."""
         return [
@@ -329,6 +339,31 @@ class World:
         self.clock.advance(BETWEEN_RUNS)
         return ended
 
+    def crash_at(self, name: str, phase: Phase, **settings: object) -> None:
+        """One run that dies just before or after an effect, such as ``db commit deliver``.
+
+        Raises:
+            AssertionError: when the run never comes there.
+        """
+
+        def die(happening: str, when: Phase) -> None:
+            if (happening, when) == (name, phase):
+                raise Crash
+
+        install_hook(die)
+        try:
+            self.sync(**settings)
+        except Crash:
+            return
+        finally:
+            install_hook(None)
+        raise AssertionError(f"the run ended without {name}")
+
+    def steve_calls(self, *containing: str) -> list[str]:
+        """Addresses that StEvE was asked, with their query; only those that contain all of these words."""
+        asked = [request["path"] for request in self.steve.requests]
+        return [path for path in asked if all(word in path for word in containing)]
+
     def balance(self) -> Balance:
         """The balance of the ledger."""
         return read_balance(self.config().steve_source)
@@ -368,6 +403,10 @@ class World:
 TAKEN = ("accepted", "confirmed")
 
 
+class Crash(BaseException):
+    """The process dies: nothing in the engine may catch this."""
+
+
 @contextmanager
 def open_world(
     *, release: str = "3.14.1", store: str = "postgres", now: datetime = NOON, **lago: Any
@@ -398,6 +437,38 @@ def empty_ledger() -> None:
     """Delete all rows of the ledger, in one round trip; users stay."""
     with connection.cursor() as cursor:
         cursor.execute(_EMPTY)
+
+
+def back_up_ledger() -> dict[str, bytes]:
+    """A backup of our own database: the rows of every table of the ledger."""
+    rows: dict[str, bytes] = {}
+    with transaction.atomic(), connection.cursor() as cursor:
+        for table in _ledger_tables():
+            with cursor.copy(f"COPY {table} TO STDOUT") as copy:
+                rows[table] = b"".join(bytes(piece) for piece in copy)
+    return rows
+
+
+def restore_ledger(backup: dict[str, bytes]) -> None:
+    """Play a backup back: what came later is forgotten, and numbers are given out again."""
+    empty_ledger()
+    with transaction.atomic(), connection.cursor() as cursor:
+        for table in reversed(_ledger_tables()):
+            with cursor.copy(f"COPY {table} FROM STDIN") as copy:
+                copy.write(backup[table])
+        cursor.execute("DELETE FROM balance_delta")  # the triggers counted anew while rows came back
+        with cursor.copy("COPY balance_delta FROM STDIN") as copy:
+            copy.write(backup["balance_delta"])
+        for table in _ledger_tables():
+            cursor.execute(
+                "SELECT pg_get_serial_sequence(%s, column_name) FROM information_schema.columns"
+                " WHERE table_schema = current_schema AND table_name = %s AND is_identity = 'YES'",
+                [table, table],
+            )
+            for (sequence,) in cursor.fetchall():
+                cursor.execute(
+                    f"SELECT setval(%s, (SELECT coalesce(max(id), 0) + 1 FROM {table}), false)", [sequence]
+                )
 
 
 def _ledger_tables() -> list[str]:

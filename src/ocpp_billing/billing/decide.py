@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from django.db import connection
@@ -87,6 +87,25 @@ class Rulings:
     payer: tuple[str, str | None] | None = None
 
 
+class Overlaps(NamedTuple):
+    """StEvE ids of other stopped, sane sessions on the connector; the lowest of each kind.
+
+    Attributes:
+        in_both: its time and its register range both intersect the session's.
+        in_time: only its time does (a stop that came late).
+        in_register: only its register range does (a meter that was reset).
+    """
+
+    in_both: int | None = None
+    in_time: int | None = None
+    in_register: int | None = None
+
+    def flags(self) -> list[dict[str, Any]]:
+        """What is worth saying and holds nothing back: honest sessions overlap in one of the two."""
+        kinds = (("time_overlap", self.in_time), ("register_overlap", self.in_register))
+        return [{"kind": kind, "with": other} for kind, other in kinds if other is not None]
+
+
 @dataclass(slots=True)
 class _Session:
     """A session to decide, with what the ledger knows around it."""
@@ -105,6 +124,7 @@ class _Session:
     events: list[KnownEvent]
     sent_to: tuple[str, str] | None
     rulings: Rulings
+    flags: list[dict[str, Any]]
 
     @property
     def started_at(self) -> datetime:
@@ -327,13 +347,14 @@ def _read_sessions(policy: DecisionPolicy, after: int) -> list[_Session]:
             "longest": timedelta(hours=float(policy.limits.max_session_hours)),
         }
         cursor.execute(_SELECT_OVERLAPS, bound)
-        overlaps = dict(cursor.fetchall())
+        overlaps = {session_id: Overlaps(*others) for session_id, *others in cursor.fetchall()}
         cursor.execute(_SELECT_EVENTS, bound)
         events = _by_session(cursor.fetchall())
         cursor.execute(_SELECT_RULINGS, bound)
         rulings = _by_session(cursor.fetchall())
     return [
-        _session(row, overlaps.get(row[0]), events.get(row[0], []), rulings.get(row[0], [])) for row in rows
+        _session(row, overlaps.get(row[0], Overlaps()), events.get(row[0], []), rulings.get(row[0], []))
+        for row in rows
     ]
 
 
@@ -346,7 +367,7 @@ def _by_session(rows: Sequence[tuple[Any, ...]]) -> dict[int, list[tuple[Any, ..
 
 def _session(
     row: tuple[Any, ...],
-    overlaps: int | None,
+    overlaps: Overlaps,
     events: Sequence[tuple[Any, ...]],
     rulings: Sequence[tuple[Any, ...]],
 ) -> _Session:
@@ -384,7 +405,7 @@ def _session(
             first_seen_at=first_seen_at,
             stop_seen_at=stop_seen_at,
             latest_lower_start_at=latest_lower_start_at,
-            overlaps=overlaps,
+            overlaps=overlaps.in_both,
             identity_conflict=identity_conflict,
             evidence_stop_wh=evidence_stop_wh,
         ),
@@ -392,6 +413,7 @@ def _session(
         events=known,
         sent_to=sent_to[-1] if sent_to else None,
         rulings=_rulings(revision, rulings),
+        flags=overlaps.flags(),
     )
 
 
@@ -429,26 +451,37 @@ WHERE s.source_id = %(source)s AND s.needs_decision AND s.id > %(after)s
 ORDER BY s.id LIMIT %(limit)s
 """
 
-# Overlap is looked for only among sane sessions that started less than the longest session before, so
-# that the index on the connector answers it however long the history is.
+# Overlap is looked for only among sane sessions that started less than the longest session before or
+# after, so that the index on the connector answers it however long the history is. A charger that counts
+# from 0 in every session is not worth a flag in each.
 _SELECT_OVERLAPS = """
-SELECT s.id, o.steve_id
+SELECT s.id, other.in_both, other.in_time, other.in_register
 FROM charging_session s
 CROSS JOIN LATERAL (
     SELECT coalesce(s.reading_stopped_at, s.stopped_at) AS at, coalesce(s.reading_stop_wh, s.stop_wh) AS wh
 ) stop
 CROSS JOIN LATERAL (
-    SELECT o.steve_id FROM charging_session o
-    WHERE o.source_id = s.source_id AND o.charge_box_id = s.charge_box_id AND o.connector_id = s.connector_id
-      AND o.started_at > s.started_at - %(longest)s AND o.started_at < stop.at
-      AND o.stopped_at > s.started_at AND o.stopped_at > o.started_at
-      AND o.start_wh < stop.wh AND o.stop_wh > s.start_wh AND o.stop_wh > o.start_wh
-      AND o.started_at <= o.first_seen_at + interval '5 minutes'
-      AND o.stopped_at <= o.stop_seen_at + interval '5 minutes'
-      AND o.id <> s.id AND o.superseded_at IS NULL
-    ORDER BY o.started_at LIMIT 1
-) o
+    SELECT min(o.steve_id) FILTER (WHERE o.meets_in_time AND o.meets_in_register) AS in_both,
+        min(o.steve_id) FILTER (WHERE o.meets_in_time AND NOT o.meets_in_register) AS in_time,
+        min(o.steve_id) FILTER (
+            WHERE o.meets_in_register AND NOT o.meets_in_time AND greatest(o.start_wh, s.start_wh) > 0
+        ) AS in_register
+    FROM (
+        SELECT o.steve_id, o.start_wh,
+            o.started_at < stop.at AND o.stopped_at > s.started_at AS meets_in_time,
+            o.start_wh < stop.wh AND o.stop_wh > s.start_wh AS meets_in_register
+        FROM charging_session o
+        WHERE o.source_id = s.source_id AND o.charge_box_id = s.charge_box_id
+          AND o.connector_id = s.connector_id AND o.id <> s.id AND o.superseded_at IS NULL
+          AND o.started_at > s.started_at - %(longest)s AND o.started_at < stop.at + %(longest)s
+          AND o.stopped_at > o.started_at AND o.stop_wh > o.start_wh
+          AND o.started_at <= o.first_seen_at + interval '5 minutes'
+          AND o.stopped_at <= o.stop_seen_at + interval '5 minutes'
+    ) o
+    WHERE o.meets_in_time OR o.meets_in_register
+) other
 WHERE s.id = ANY(%(ids)s) AND stop.wh > s.start_wh AND stop.at > s.started_at
+  AND coalesce(other.in_both, other.in_time, other.in_register) IS NOT NULL
 """
 
 # What Lago may know, and what a person ordered, is fixed: it is not taken back.
@@ -518,6 +551,7 @@ def _record(item: _Judged) -> tuple[Any, ...]:
         settlement.bill_wh,
         item.event_at,
         msgspec.json.encode(event.to_payload()).decode() if event else None,
+        msgspec.json.encode(session.flags).decode(),
     )
 
 
@@ -528,13 +562,14 @@ CREATE TEMPORARY TABLE IF NOT EXISTS judged (
     void bigint[], rest_state text, rest_reason text, rest_wh bigint,
     n int, transaction_id text, kind text, lago_subscription_id text,
     period_from timestamptz, period_to timestamptz, field_name text, bill_wh bigint,
-    event_at timestamptz, payload text
+    event_at timestamptz, payload text, flags text
 ) ON COMMIT DELETE ROWS
 """
 _JUDGED_TYPES = [
     *("int8", "int4", "int4", "text", "text", "text", "int8"),
     *("int8", "text", "text", "int8[]", "text", "text", "int8"),
     *("int4", "text", "text", "text", "timestamptz", "timestamptz", "text", "int8", "timestamptz", "text"),
+    "text",
 ]
 
 # A session that changed, or whose mapping changed, since it was read is left for the next round. The
@@ -594,7 +629,7 @@ ORDER BY j.session_id
 _UPDATE_SESSIONS = f"""
 WITH updated AS (
     UPDATE charging_session s SET
-        needs_decision = false,
+        needs_decision = false, flags = j.flags::jsonb,
         rest_state = j.rest_state, rest_reason = j.rest_reason, rest_wh = j.rest_wh,
         state = coalesce(j.rest_state, part.state),
         reason = CASE WHEN j.rest_state IS NULL THEN part.reason ELSE j.rest_reason END
