@@ -138,6 +138,11 @@ class Discovery:
             self._read_active()
             self._ask(self._next_ids(1))
 
+    def is_still_itself(self) -> bool:
+        """Whether a last known session is still what it was: one more call, before news are taken in."""
+        latest = self.known.latest_ids(IDENTITY_SAMPLE if self.capabilities.id_lists else 1)
+        return not latest or bool(self._ask_matching(latest))
+
     # -- by id -----------------------------------------------------------------------------------------
 
     def _next_ids(self, number: int) -> list[int]:
