@@ -162,8 +162,11 @@ class TestIdTag:
 LIMIT_WH = 50_000
 
 
-def form(row: str) -> EventForm:
-    return EventForm(row, "ev_charging_kwh", "kwh")
+PERIOD = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def form(row: str, period_from: datetime = PERIOD) -> EventForm:
+    return EventForm(row, "ev_charging_kwh", "kwh", period_from)
 
 
 def sent(event_id: int, energy_wh: int, row: str = "row-1") -> KnownEvent:
@@ -212,6 +215,10 @@ class TestFirstBill:
 
     def test_an_event_that_was_never_attempted_is_replaced_when_another_row_bills(self):
         assert billing(12_345, waiting(1, 12_345), row="row-2") == Settlement((1,), bill_wh=12_345)
+
+    def test_an_event_that_waited_until_its_period_closed_is_replaced(self):
+        late = KnownEvent(1, 12_345, attempted=False, form=form("row-1", PERIOD - timedelta(days=28)))
+        assert billing(12_345, late) == Settlement((1,), bill_wh=12_345)
 
     def test_however_large_it_needs_no_approval(self):
         assert billing(400_000) == Settlement(bill_wh=400_000)

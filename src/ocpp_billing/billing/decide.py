@@ -301,7 +301,8 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
 def _form(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> EventForm | None:
     if item.chosen is None or directory.field_name is None:
         return None
-    return EventForm(item.chosen.row.lago_id, policy.metric_code, directory.field_name)
+    row = item.chosen.row
+    return EventForm(row.lago_id, policy.metric_code, directory.field_name, row.period_from)
 
 
 def _is_honoured(item: _Judged, energy_wh: int, policy: DecisionPolicy, directory: LagoDirectory) -> bool:
@@ -377,8 +378,8 @@ def _session(
         latest_lower_start_at, identity_conflict, evidence_stop_wh,
     ) = row  # fmt: skip
     known = [
-        KnownEvent(event_id, energy_wh, fixed, EventForm(row_id, metric_code, field_name))
-        for _, state, event_id, energy_wh, fixed, _, _, row_id, metric_code, field_name in events
+        KnownEvent(event_id, energy_wh, fixed, EventForm(*form))
+        for _, state, event_id, energy_wh, fixed, _, _, *form in events
         if state != "void"
     ]
     sent_to = [
@@ -487,7 +488,8 @@ WHERE s.id = ANY(%(ids)s) AND stop.wh > s.start_wh AND stop.at > s.started_at
 # What Lago may know, and what a person ordered, is fixed: it is not taken back.
 _SELECT_EVENTS = """
 SELECT session_id, n, state, id, energy_wh, attempts > 0 OR kind = 'move',
-    external_customer_id, external_subscription_id, lago_subscription_id, metric_code, field_name
+    external_customer_id, external_subscription_id, lago_subscription_id, metric_code, field_name,
+    period_from
 FROM usage_event WHERE session_id = ANY(%(ids)s) ORDER BY session_id, n
 """
 

@@ -88,11 +88,20 @@ def _iso(at: datetime) -> str:
 
 
 class EventForm(NamedTuple):
-    """What an event is built for: another form of the same energy is another event."""
+    """What an event is built for: another form of the same energy is another event.
+
+    Attributes:
+        lago_subscription_id: Lago's id of the subscription row.
+        metric_code: the billable metric.
+        field_name: the property that it sums.
+        period_from: when the row's open billing period began, as Lago said: an event that was still
+            waiting when that period closed would never be billed as it is.
+    """
 
     lago_subscription_id: str
     metric_code: str
     field_name: str
+    period_from: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ class KnownEvent:
     Attributes:
         energy_wh: what it says.
         attempted: Lago may know it.
-        form: which subscription row, metric and field it was built for.
+        form: which subscription row, metric, field and billing period it was built for.
     """
 
     event_id: int
