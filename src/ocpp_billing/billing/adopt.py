@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from django.db import connection, transaction
@@ -159,16 +159,21 @@ def _adopt(source: str, event: Event, field_name: str, adoption: Adoption) -> No
         return
     sent = EventToSend(**msgspec.json.decode(known.payload), value_field=known.field_name)
     differences = events_equal(sent, event)
-    known.attempts = max(known.attempts, 1)
     known.lago_event_id, known.lease, known.lease_until = event.lago_id, None, None
-    if differences:
+    if differences and known.attempts:
         known.state, known.reason = "held", "conflict_in_lago"
         known.answer = {"outcome": "conflict", "says": "; ".join(differences)}
         adoption.conflicts.append(event.transaction_id)
     else:
-        known.state, known.accepted_at = "accepted", clock.now()
+        if differences:
+            # Decided anew since the restore and never sent: the one in Lago was sent before it.
+            for name, value in _as_held(event, field_name).items():
+                setattr(known, name, value)
+        known.state, known.reason, known.accepted_at = "accepted", None, clock.now()
         known.answer = {"outcome": "adopted"}
         adoption.adopted += 1
+    known.attempts = max(known.attempts, 1)
+    known.first_attempt_at = known.first_attempt_at or clock.now()
     known.save()
     _hold_difference(known.session_id)
 
@@ -187,28 +192,18 @@ def _session_of(source: str, transaction_id: str) -> tuple[ChargingSession | Non
 
 def _insert(session: ChargingSession, n: int, event: Event, field_name: str) -> None:
     """An event that only Lago remembers: what it says there is what was sent."""
-    properties = {name: str(value) for name, value in (event.properties or {}).items()}
-    energy_wh = int(Decimal(properties.get(field_name) or "0") * 1000)
-    subscription = event.external_subscription_id or ""
-    row = _row_of(subscription)
+    held = _as_held(event, field_name)
     decision = Decision.objects.create(
         session=session,
         revision=session.revision,
         outcome="bill",
         says="read back from Lago after a restore",
-        energy_wh=energy_wh,
-        external_customer_id=row[1],
-        external_subscription_id=subscription,
+        energy_wh=held["energy_wh"],
+        external_customer_id=held["external_customer_id"],
+        external_subscription_id=held["external_subscription_id"],
         decided_at=clock.now(),
         decided_by="adopt",
     )
-    payload = {
-        "transaction_id": event.transaction_id,
-        "code": event.code,
-        "external_subscription_id": subscription,
-        "timestamp": timestamp_text(event.at) if event.at else event.timestamp,
-        "properties": properties,
-    }
     UsageEvent.objects.create(
         source_id=session.source_id,
         session=session,
@@ -216,22 +211,39 @@ def _insert(session: ChargingSession, n: int, event: Event, field_name: str) -> 
         n=n,
         transaction_id=event.transaction_id,
         kind="original" if n == 1 else "correction",
-        external_customer_id=row[1],
-        external_subscription_id=subscription,
-        lago_subscription_id=row[0],
-        metric_code=event.code or "",
-        field_name=field_name,
-        energy_wh=energy_wh,
-        timestamp=event.at or clock.now(),
-        payload=msgspec.json.encode(payload).decode(),
         state="accepted",
         attempts=1,
         first_attempt_at=clock.now(),
         accepted_at=clock.now(),
         lago_event_id=event.lago_id,
         answer={"outcome": "adopted"},
+        **held,
     )
     _hold_difference(session.pk)
+
+
+def _as_held(event: Event, field_name: str) -> dict[str, Any]:
+    """What an event in Lago says, as columns of a usage event."""
+    properties = {name: str(value) for name, value in (event.properties or {}).items()}
+    subscription = event.external_subscription_id or ""
+    row = _row_of(subscription)
+    payload = {
+        "transaction_id": event.transaction_id,
+        "code": event.code,
+        "external_subscription_id": subscription,
+        "timestamp": timestamp_text(event.at) if event.at else event.timestamp,
+        "properties": properties,
+    }
+    return {
+        "external_customer_id": row[1],
+        "external_subscription_id": subscription,
+        "lago_subscription_id": row[0],
+        "metric_code": event.code or "",
+        "field_name": field_name,
+        "energy_wh": int(Decimal(properties.get(field_name) or "0") * 1000),
+        "timestamp": event.at or clock.now(),
+        "payload": msgspec.json.encode(payload).decode(),
+    }
 
 
 def _row_of(subscription: str) -> tuple[str, str]:
