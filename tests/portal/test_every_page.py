@@ -17,6 +17,9 @@ pytestmark = pytest.mark.django_db
 
 OPEN = {
     "/healthz",
+    # These two answer for themselves: a bearer token, or this machine (tests/api/test_monitoring.py).
+    "/metrics",
+    "/readyz",
     "/theme",
     "/accounts/login/",
     "/accounts/logout/",

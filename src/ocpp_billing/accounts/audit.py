@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from allauth.account.adapter import get_adapter
+from allauth.core import context
 
 from ocpp_billing.accounts.models import AuditEntry
 
@@ -37,11 +38,13 @@ def record(
         before: JSON of what was true before, or None. Never a secret: this is shown to every admin.
         after: JSON of what is true now, or None. Never a secret.
         note: why, in the person's own words.
-        request: the web request it came with; its address is kept.
+        request: the web request it came with; its address is kept. Default: the one that is being
+            answered, if any.
 
     Raises:
         ValueError: when neither ``user`` nor ``actor`` says who it was.
     """
+    request = request or context.request
     who = actor or (user.email if user is not None else "")
     if not who:
         raise ValueError("an audit entry needs a user or an actor")

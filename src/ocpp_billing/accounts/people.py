@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
@@ -12,9 +10,6 @@ from django.db import IntegrityError, transaction
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.effects import effect
-
-if TYPE_CHECKING:
-    from django.http import HttpRequest
 
 
 class PeopleError(Exception):
@@ -32,7 +27,7 @@ def add_person(
     role: Role,
     password: str | None,
     by: User,
-    request: HttpRequest | None = None,
+    actor: str = "",
 ) -> User:
     """Add a person.
 
@@ -42,7 +37,7 @@ def add_person(
         role: what they may do.
         password: to sign in with at first; None = they cannot sign in until they were given one.
         by: the admin.
-        request: the web request it came with, for the audit.
+        actor: who it was in words; default: their e-mail.
 
     Raises:
         PeopleError: when address or password are not acceptable.
@@ -63,9 +58,7 @@ def add_person(
     try:
         with effect("db commit person"), transaction.atomic():
             user = User.objects.create_user(email, password, name=name, role=role)
-            record(
-                "user.created", user=by, target=f"user {user.email}", after=_snapshot(user), request=request
-            )
+            record("user.created", user=by, actor=actor, target=f"user {user.email}", after=_snapshot(user))
     except IntegrityError:
         raise PeopleConflictError(f"{email} is known already. Change that person instead.") from None
     return user
@@ -78,7 +71,7 @@ def change_person(
     name: str | None = None,
     role: Role | None = None,
     active: bool | None = None,
-    request: HttpRequest | None = None,
+    actor: str = "",
 ) -> User:
     """Change a person's name or role, or close and open the account; None leaves a thing as it is.
 
@@ -103,10 +96,10 @@ def change_person(
         record(
             "user.changed",
             user=by,
+            actor=actor,
             target=f"user {user.email}",
             before=before,
             after=_snapshot(user),
-            request=request,
         )
     return user
 

@@ -28,8 +28,6 @@ from ocpp_billing.effects import effect
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from django.http import HttpRequest
-
     from ocpp_billing.accounts.models import User
 
 PREFIX = "obs_"
@@ -65,7 +63,6 @@ def issue_token(
     name: str,
     role: Role,
     expires_at: datetime | None,
-    request: HttpRequest | None = None,
     actor: str = "",
 ) -> tuple[ApiToken, str]:
     """Make a token for a person.
@@ -75,7 +72,6 @@ def issue_token(
         name: what it is for, in the person's words.
         role: what it may do; never more than the person may, now and later.
         expires_at: from when on it is refused; None = when it is revoked.
-        request: the web request it came with, for the audit.
         actor: who asked for it where no account stands behind the act.
 
     Returns:
@@ -112,7 +108,6 @@ def issue_token(
                 "role": str(role),
                 "expires_at": None if expires_at is None else expires_at.isoformat(),
             },
-            request=request,
         )
     return token, text
 
@@ -138,7 +133,7 @@ def authenticate_token(text: str) -> ApiToken | None:
     return token
 
 
-def revoke_token(token: ApiToken, *, by: User, request: HttpRequest | None = None) -> None:
+def revoke_token(token: ApiToken, *, by: User, actor: str = "") -> None:
     """Refuse a token from now on; a second time changes nothing."""
     with effect("db commit token"), transaction.atomic():
         revoked = ApiToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=clock.now())
@@ -146,9 +141,9 @@ def revoke_token(token: ApiToken, *, by: User, request: HttpRequest | None = Non
             record(
                 "token.revoked",
                 user=by,
+                actor=actor,
                 target=f"token {token.pk}",
                 before={"name": token.name, "role": token.role, "user": token.user.email},
-                request=request,
             )
     token.refresh_from_db(fields=["revoked_at"])
 

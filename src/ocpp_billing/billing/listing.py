@@ -37,6 +37,8 @@ class LedgerFilter:
         id_tag_end: the last characters of the tag, exactly, for people who may not see more of it.
         charge_box: StEvE's charge box id.
         steve_id: StEvE's transaction id.
+        session_id: our number of the session.
+        event_id: our number of the usage event; for lists of events.
     """
 
     source: str
@@ -50,6 +52,8 @@ class LedgerFilter:
     id_tag_end: str | None = None
     charge_box: str | None = None
     steve_id: int | None = None
+    session_id: int | None = None
+    event_id: int | None = None
 
 
 class Totals(NamedTuple):
@@ -80,7 +84,7 @@ class SessionRow(NamedTuple):
     first_seen_at: datetime
     changed_at: datetime
     revision: int
-    flags: list[str]
+    flags: list[Any]
     evidence: dict[str, Any] | None
 
 
@@ -198,6 +202,7 @@ def _sessions_where(chosen: LedgerFilter) -> _Where:
 
 def _events_where(chosen: LedgerFilter) -> _Where:
     where = _Where(["e.source_id = %(source)s AND e.state <> 'void'"], {"source": chosen.source})
+    where.add("e.id = %(event_id)s", "event_id", chosen.event_id)
     where.add("e.timestamp >= %(since)s", "since", chosen.since)
     where.add("e.timestamp < %(until)s", "until", chosen.until)
     where.add("e.state = ANY(%(states)s)", "states", list(chosen.states))
@@ -217,6 +222,7 @@ def _session_facts(where: _Where, chosen: LedgerFilter) -> _Where:
     )
     where.add("s.charge_box_id = %(charge_box)s", "charge_box", chosen.charge_box)
     where.add("s.steve_id = %(steve_id)s", "steve_id", chosen.steve_id)
+    where.add("s.id = %(session_id)s", "session_id", chosen.session_id)
     return where
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 SHOWN = 4
+# In place of words about an identity conflict, which name tags.
+IDENTITY_IN_DOUBT = "The tag is not who it was in StEvE."
 
 
 def mask_id_tag(text: str) -> str:

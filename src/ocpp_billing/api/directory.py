@@ -1,0 +1,133 @@
+"""What mappings are made of: StEvE's tags, Lago's customers and subscriptions."""
+
+from typing import Annotated, Any
+
+from django.conf import settings
+from ninja import Query, Router
+
+from ocpp_billing import clock
+from ocpp_billing.accounts.models import Role
+from ocpp_billing.api.auth import ApiRequest, allow
+from ocpp_billing.api.pages import Cursor, CustomerParameter, Limit, cut_page, decode_cursor
+from ocpp_billing.api.schemas import (
+    CustomerList,
+    CustomersRead,
+    SubscriptionList,
+    TagPage,
+    Text,
+)
+from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT
+from ocpp_billing.mappings.customers import refresh_customers as read_all_customers
+from ocpp_billing.mappings.customers import search_customers, subscriptions_of
+from ocpp_billing.mappings.tags import list_tags as find_tags
+
+router = Router(tags=["Tags, customers and subscriptions"])
+
+UNMAPPED = "Only tags whose sessions wait for a mapping, most energy first; one page."
+
+
+@router.get("/tags", response=TagPage, auth=allow(Role.VIEWER))
+def list_tags(
+    request: ApiRequest,
+    search: Annotated[
+        Text, Query(description="Part of the tag; for viewers exactly its last four characters.")
+    ] = "",
+    unmapped: Annotated[bool, Query(description=UNMAPPED)] = False,  # noqa: FBT002 - in the address
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Any:
+    """Tags that StEvE or a session showed, and who pays for them now."""
+    caller = request.auth
+    rows = find_tags(
+        settings.CONFIG.steve_source,
+        clock.now(),
+        search=search if caller.sees_tags else None,
+        end=search if search and not caller.sees_tags else None,
+        unmapped=unmapped,
+        after=0 if unmapped else decode_cursor("tag", cursor) or 0,
+        limit=limit if unmapped else limit + 1,
+    )
+    page, following = cut_page(rows, limit, "tag", lambda row: row.tag_id)
+    items = [
+        {
+            "id_tag": caller.tag(row.id_tag),
+            "parent": None if row.parent is None else caller.tag(row.parent),
+            "note": row.note,
+            "blocked": row.blocked,
+            "vanished_at": row.vanished_at,
+            "identity_conflict": (
+                IDENTITY_IN_DOUBT if row.identity_conflict and not caller.sees_tags else row.identity_conflict
+            ),
+            "mapped": row.mapped,
+            "customer_id": row.customer,
+            "waiting": {"sessions": row.waiting_sessions, "energy_wh": row.waiting_wh},
+        }
+        for row in page
+    ]
+    return {"items": items, "next": following}
+
+
+@router.get("/customers", response=CustomerList, auth=allow(Role.VIEWER))
+def list_customers(
+    request: ApiRequest,  # noqa: ARG001 - ninja's signature
+    search: Annotated[Text, Query(description="Part of name, e-mail or external id.")] = "",
+    limit: Limit = 50,
+) -> Any:
+    """Lago's customers. While Lago is away, ``unreachable`` is true and these are the remembered ones."""
+    found = search_customers(settings.CONFIG, search, limit=limit)
+    items = [
+        {
+            "id": row.external_id,
+            "name": row.name,
+            "email": row.email,
+            "currency": row.currency,
+            "timezone": row.timezone,
+            "read_at": row.read_at,
+        }
+        for row in found.rows
+    ]
+    return {"items": items, "unreachable": found.unreachable is not None, "message": found.unreachable}
+
+
+@router.post("/customers/refresh", response=CustomersRead, auth=allow(Role.OPERATOR))
+def refresh_customers(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's signature
+    """Read all customers of Lago now, and forget those that are gone."""
+    return {"customers": read_all_customers(settings.CONFIG)}
+
+
+@router.get("/subscriptions", response=SubscriptionList, auth=allow(Role.VIEWER))
+def list_subscriptions(
+    request: ApiRequest,  # noqa: ARG001 - ninja's signature
+    customer: CustomerParameter,
+) -> Any:
+    """The subscriptions of a customer, in every status. An upgrade shows as two rows of one id."""
+    return _subscriptions(customer, refresh=False)
+
+
+@router.post("/subscriptions/refresh", response=SubscriptionList, auth=allow(Role.OPERATOR))
+def refresh_subscriptions(
+    request: ApiRequest,  # noqa: ARG001 - ninja's signature
+    customer: CustomerParameter,
+) -> Any:
+    """The same, asked from Lago now, however fresh the last answer is."""
+    return _subscriptions(customer, refresh=True)
+
+
+def _subscriptions(customer: str, *, refresh: bool) -> dict[str, Any]:
+    found = subscriptions_of(settings.CONFIG, customer, refresh=refresh)
+    items = [
+        {
+            "id": row.external_id,
+            "name": row.name,
+            "customer_id": row.external_customer_id,
+            "plan_code": row.plan_code,
+            "status": row.status,
+            "started_at": row.started_at,
+            "terminated_at": row.terminated_at,
+            "period_from": row.period_from,
+            "period_to": row.period_to,
+            "read_at": row.read_at,
+        }
+        for row in found.rows
+    ]
+    return {"items": items, "unreachable": found.unreachable is not None, "message": found.unreachable}

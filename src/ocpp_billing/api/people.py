@@ -1,0 +1,194 @@
+"""People, their tokens, and the record of what they did."""
+
+from typing import Annotated, Any
+
+from django.http import Http404
+from ninja import Query, Router, Status
+
+from ocpp_billing.accounts import people, tokens
+from ocpp_billing.accounts.models import ApiToken, AuditEntry, Role, User
+from ocpp_billing.api.auth import ApiRequest, allow
+from ocpp_billing.api.errors import ApiError
+from ocpp_billing.api.pages import Cursor, Limit, Since, Until, cut_page, decode_cursor
+from ocpp_billing.api.schemas import (
+    AuditPage,
+    Id,
+    Text,
+    TokenIn,
+    TokenList,
+    TokenMade,
+    TokenOut,
+    UserChange,
+    UserIn,
+    UserList,
+    UserOut,
+)
+
+users_router = Router(tags=["Users"])
+tokens_router = Router(tags=["Tokens"])
+audit_router = Router(tags=["Audit"])
+
+
+# -- users -------------------------------------------------------------------------------------------
+
+
+@users_router.get("", response=UserList, auth=allow(Role.ADMIN))
+def list_users(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's signature
+    """Everybody who can sign in, or could."""
+    return {"items": [_user(user) for user in User.objects.order_by("email")]}
+
+
+@users_router.post("", response={201: UserOut}, auth=allow(Role.ADMIN))
+def add_user(request: ApiRequest, data: UserIn) -> Any:
+    """Add a person. Without a password they cannot sign in until they were given one."""
+    user = people.add_person(
+        email=data.email,
+        name=data.name,
+        role=data.role,
+        password=data.password,
+        by=request.auth.user,
+        actor=request.auth.name,
+    )
+    return Status(201, _user(user))
+
+
+@users_router.get("/{user_id}", response=UserOut, auth=allow(Role.ADMIN))
+def get_user(request: ApiRequest, user_id: Id) -> Any:  # noqa: ARG001 - ninja's signature
+    """One person."""
+    return _user(_find_user(user_id))
+
+
+@users_router.patch("/{user_id}", response=UserOut, auth=allow(Role.ADMIN))
+def change_user(request: ApiRequest, user_id: Id, data: UserChange) -> Any:
+    """Change name or role, or close and open the account. People are never deleted: the audit names them."""
+    user = people.change_person(
+        _find_user(user_id).pk,
+        name=data.name,
+        role=data.role,
+        active=data.active,
+        by=request.auth.user,
+        actor=request.auth.name,
+    )
+    return _user(user)
+
+
+def _find_user(user_id: int) -> User:
+    user = User.objects.filter(pk=user_id).first()
+    if user is None:
+        raise Http404(f"There is no user {user_id}.")
+    return user
+
+
+def _user(user: User) -> dict[str, Any]:
+    return {
+        "id": user.pk,
+        "email": user.email,
+        "name": user.name,
+        "role": user.role,
+        "active": user.is_active,
+        "created_at": user.date_joined,
+        "last_login": user.last_login,
+    }
+
+
+# -- tokens ------------------------------------------------------------------------------------------
+
+
+@tokens_router.get("", response=TokenList, auth=allow(Role.VIEWER))
+def list_tokens(
+    request: ApiRequest,
+    everybody: Annotated[bool, Query(description="Of all people; admins only.")] = False,  # noqa: FBT002 - in the address
+) -> Any:
+    """Your tokens, newest first, revoked and expired ones included. Never the tokens themselves."""
+    if everybody and request.auth.role != Role.ADMIN:
+        raise ApiError(403, "forbidden", "Only admins see the tokens of everybody. Leave 'everybody' out.")
+    rows = ApiToken.objects.select_related("user")
+    if not everybody:
+        rows = rows.filter(user=request.auth.user)
+    return {"items": [_token(token) for token in rows]}
+
+
+@tokens_router.post("", response={201: TokenMade}, auth=allow(Role.VIEWER))
+def make_token(request: ApiRequest, data: TokenIn) -> Any:
+    """Make a token for yourself. It is shown in this answer and never again.
+
+    Only with a session: a token that could make tokens would outlive its expiry and its revocation.
+    """
+    if request.auth.token is not None:
+        raise ApiError(403, "forbidden", "A token cannot make tokens. Sign in to make one.")
+    token, text = tokens.issue_token(
+        request.auth.user, name=data.name, role=data.role, expires_at=data.expires_at
+    )
+    return Status(201, {**_token(token), "token": text})
+
+
+@tokens_router.delete("/{token_id}", response=TokenOut, auth=allow(Role.VIEWER))
+def revoke_token(request: ApiRequest, token_id: Id) -> Any:
+    """Revoke a token of yours; admins may revoke anybody's. It stays in the list."""
+    rows = ApiToken.objects.select_related("user")
+    if request.auth.role != Role.ADMIN:
+        rows = rows.filter(user=request.auth.user)
+    token = rows.filter(pk=token_id).first()
+    if token is None:
+        raise Http404(f"There is no token {token_id} of yours.")
+    tokens.revoke_token(token, by=request.auth.user, actor=request.auth.name)
+    return _token(token)
+
+
+def _token(token: ApiToken) -> dict[str, Any]:
+    return {
+        "id": token.pk,
+        "user_id": token.user_id,
+        "user_email": token.user.email,
+        "name": token.name,
+        "role": token.effective_role,
+        "hint": token.hint,
+        "created_at": token.created_at,
+        "expires_at": token.expires_at,
+        "last_used_at": token.last_used_at,
+        "revoked_at": token.revoked_at,
+    }
+
+
+# -- audit -------------------------------------------------------------------------------------------
+
+
+@audit_router.get("", response=AuditPage, auth=allow(Role.ADMIN))
+def list_audit(
+    request: ApiRequest,  # noqa: ARG001 - ninja's signature
+    since: Since = None,
+    until: Until = None,
+    user: Id | None = None,
+    action: Annotated[Text | None, Query(description="Such as mapping.create, or how it begins.")] = None,
+    target: Text | None = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Any:
+    """Who did what, to what, from where; newest first."""
+    given = {
+        "at__gte": since,
+        "at__lt": until,
+        "user_id": user,
+        "action__startswith": action,
+        "target": target,
+        "pk__lt": decode_cursor("audit", cursor),
+    }
+    rows = AuditEntry.objects.filter(**{name: value for name, value in given.items() if value is not None})
+    found = list(rows.order_by("-pk")[: limit + 1])
+    page, following = cut_page(found, limit, "audit", lambda entry: entry.pk)
+    items = [
+        {
+            "id": entry.pk,
+            "at": entry.at,
+            "actor": entry.actor,
+            "user_id": entry.user_id,
+            "action": entry.action,
+            "target": entry.target,
+            "before": entry.before,
+            "after": entry.after,
+            "note": entry.note,
+            "address": entry.address,
+        }
+        for entry in page
+    ]
+    return {"items": items, "next": following}
