@@ -795,7 +795,7 @@ class TestDelivery:
 
     def test_an_answer_that_only_trickles_is_given_up_in_time(self, lago):
         lago.script["POST /api/v1/events/batch"] = trickle
-        with LagoClient(settings_for(lago.url, answer_timeout_s=0.2)) as client:
+        with LagoClient(settings_for(lago.url, read_timeout_s=30, answer_timeout_s=0.2)) as client:
             outcome = client.post_batch([usage_event()])
         assert isinstance(outcome, Unknown)
         assert "trickles" in outcome.reason
@@ -880,7 +880,7 @@ class TestReadErrors:
 
     def test_an_answer_that_only_trickles_is_not_asked_for_again(self, lago):
         lago.script["GET /api/v1/organizations"] = trickle
-        with LagoClient(settings_for(lago.url, answer_timeout_s=0.2)) as client:
+        with LagoClient(settings_for(lago.url, read_timeout_s=30, answer_timeout_s=0.2)) as client:
             with pytest.raises(errors.Unreachable, match="trickles"):
                 client.organization()
             assert client.calls == 1
