@@ -15,8 +15,9 @@ from django.db import connection
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.sync.models import SyncLog, SyncRun, WorkerHeartbeat
+from ocpp_billing.sync.schedule import next_scheduled
 from ocpp_billing.sync.triggers import request_run
-from ocpp_billing.sync.worker import Worker, next_scheduled
+from ocpp_billing.sync.worker import Worker
 from tests.engine.processes import eventually, run_command, running, test_database_url
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -72,7 +73,7 @@ class TestARealWorker:
             assert worker.terminate() == 0
         assert "worker stopped" in worker.said()
         assert "Traceback" not in worker.said()
-        assert not WorkerHeartbeat.objects.exists()
+        assert WorkerHeartbeat.objects.get().stopped_at is not None
         live.assert_conserved()
 
     def test_sync_beside_a_running_worker_triggers_it_and_follows(self, live, settings, tmp_path):
@@ -154,7 +155,7 @@ class TestTheSchedule:
         serve(lambda: a_run_of(30), time_passes, sync_cron_schedule="*/15 * * * *")
         assert set(SyncRun.objects.values_list("trigger", flat=True)) == {"schedule"}
         assert SyncRun.objects.count() == 2
-        assert not WorkerHeartbeat.objects.exists()
+        assert WorkerHeartbeat.objects.get().stopped_at is not None
 
     def test_it_runs_at_once_on_start_up_if_wanted(self, world, serve):
         def a_run():

@@ -11,18 +11,41 @@ from django.db import connection, transaction
 from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
+
+# They write down what Lago has just answered: lost, it would have to be asked again.
+EVEN_WHEN_STOPPING = {"deliver", "finish run"}
 
 
 class FenceError(Exception):
     """This run is no longer the one that may write: another worker has taken over."""
 
 
+class StoppedError(Exception):
+    """The process was told to stop: this run ends here, and the next one completes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The run on whose behalf something is written."""
+    """The run on whose behalf something is written.
+
+    Attributes:
+        run_id: its number.
+        stopping: set when the process is to stop; None = it cannot be.
+    """
 
     run_id: int
+    stopping: threading.Event | None = None
+
+    def check(self) -> None:
+        """Go no further when the process is to stop.
+
+        Raises:
+            StoppedError: when it is.
+        """
+        if self.stopping is not None and self.stopping.is_set():
+            raise StoppedError("The worker was told to stop in the middle; the next run completes it.")
 
 
 @contextmanager
@@ -42,7 +65,10 @@ def fenced_transaction(name: str, fence: Fence | None) -> Iterator[Any]:
 
     Raises:
         FenceError: when the run was ended by somebody else.
+        StoppedError: when the process is to stop.
     """
+    if fence is not None and name not in EVEN_WHEN_STOPPING:
+        fence.check()
     with effect(f"db commit {name}"), transaction.atomic(), connection.cursor() as cursor:
         if fence is not None:
             cursor.execute(

@@ -10,15 +10,20 @@ import msgspec
 from django.db import connection, transaction
 
 from ocpp_billing import clock
+from ocpp_billing.config import ConfigError
 from ocpp_billing.effects import effect
 from ocpp_billing.log import get_logger
 from ocpp_billing.sync.database import Fence, fenced_transaction
 from ocpp_billing.sync.models import RunStatus, SyncLog, SyncRun, SyncStep
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
 
 log = get_logger(__name__)
+
+# Tells those who follow a run that it began, got on or ended.
+PROGRESS = "ocpp_billing_progress"
 
 # What a run counts; always all of them, so that the JSON has one shape.
 COUNTS = (
@@ -46,6 +51,7 @@ class RunJournal:
         counts: what happened in this run.
         errors: what went wrong, step by step, each a sentence that says what to do.
         unfinished: sentences about what is left for the next run.
+        stopping: set when the process is to stop in the middle.
     """
 
     run: SyncRun
@@ -53,11 +59,12 @@ class RunJournal:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     errors: list[dict[str, str]] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
+    stopping: threading.Event | None = None
 
     @property
     def fence(self) -> Fence:
         """What the run's transactions are fenced with."""
-        return Fence(self.run.pk)
+        return Fence(self.run.pk, self.stopping)
 
     def say(self, action: str, message: str, *, level: str = "info") -> None:
         """Write a sentence into the run's log at once: it survives whatever comes next."""
@@ -69,8 +76,14 @@ class RunJournal:
 
     def failed(self, step: str, error: Exception) -> None:
         """A step could not be carried out; the others still may."""
-        self.errors.append({"step": step, "error": str(error)})
+        self.errors.append({"step": step, "error": str(error), "kind": kind_of(error)})
         self.say(f"{step}.failed", str(error), level="error")
+
+    def unconfigured(self, error: ConfigError) -> SyncRun:
+        """End the run because connections are not configured, with what to set."""
+        for problem in error.problems:
+            self.failed("settings", ConfigError([problem]))
+        return self.finish("shadow")
 
     def left(self, message: str) -> None:
         """Something is left for the next run."""
@@ -85,8 +98,12 @@ class RunJournal:
             What the step counts; stored when it ends.
 
         An expected error ends the step and is recorded; the run goes on with the next step.
+
+        Raises:
+            StoppedError: instead of beginning, when the process is to stop.
         """
-        with effect("db commit step"):
+        self.fence.check()
+        with effect("db commit step"), announced(self.run.source_id):
             row, _ = SyncStep.objects.update_or_create(
                 run=self.run, name=name, defaults={"started_at": clock.now(), "ended_at": None, "error": None}
             )
@@ -104,7 +121,7 @@ class RunJournal:
             for key, number in counted.items():
                 self.counts[key] = self.counts.get(key, 0) + number
             row.ended_at, row.counts, row.error = clock.now(), counted, error_text
-            with effect("db commit step"):
+            with effect("db commit step"), announced(self.run.source_id):
                 row.save(update_fields=["ended_at", "counts", "error"])
 
     def finish(self, delivery: str) -> SyncRun:
@@ -135,9 +152,23 @@ class RunJournal:
         return self.run
 
 
+def kind_of(error: Exception) -> str:
+    """What kind of error it is, for those who count: ``steve.Unreachable``, ``lago.Unauthorised``."""
+    return f"{type(error).__module__.split('.')[1]}.{type(error).__name__}"
+
+
 def _notify(cursor: Any, source: str) -> None:
-    with effect("notify sync"):
-        cursor.execute("SELECT pg_notify('ocpp_billing_sync', %s)", [source])
+    with effect("notify progress"):
+        cursor.execute("SELECT pg_notify(%s, %s)", [PROGRESS, source])
+
+
+@contextmanager
+def announced(source: str) -> Iterator[None]:
+    """A transaction after which whoever follows runs looks again."""
+    with transaction.atomic():
+        yield
+        with connection.cursor() as cursor:
+            _notify(cursor, source)
 
 
 def begin_run(
@@ -175,21 +206,40 @@ def begin_run(
     return SyncRun.objects.get(pk=row[0])
 
 
-def end_abandoned_runs(source: str) -> int:
-    """Mark the runs of dead leaders as interrupted; the caller holds the leader's lock.
+DIED = "The process ended in the middle; the next run completes it."
 
-    Waits for transactions of such a run that are still in flight, so nothing it began commits later.
+
+def end_abandoned_runs(source: str, *, why: str = DIED, worker: str | None = None) -> int:
+    """Mark the running run of a process that is gone, or about to go, as interrupted; and free its leases.
+
+    Waits for transactions of such a run that are still in flight, so nothing it began commits later. The
+    caller holds the leader's lock.
+
+    Args:
+        source: name of the StEvE.
+        why: what stands in the run's errors.
+        worker: whose run; None = whoever's it is.
+
+    Returns:
+        How many runs were ended: 0 or 1.
     """
     with effect("db commit end abandoned"), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(
             "UPDATE sync_run SET status = 'interrupted', ended_at = %s, errors = errors || %s::jsonb"
-            " WHERE source_id = %s AND status = 'running'",
+            " WHERE source_id = %s AND status = 'running' AND worker = coalesce(%s, worker)",
             [
                 clock.now(),
-                msgspec.json.encode(
-                    [{"step": "run", "error": "The process ended in the middle; the next run completes it."}]
-                ).decode(),
+                msgspec.json.encode([{"step": "run", "error": why, "kind": "sync.Interrupted"}]).decode(),
                 source,
+                worker,
             ],
         )
-        return int(cursor.rowcount)
+        ended = int(cursor.rowcount)
+        if ended:
+            cursor.execute(
+                "UPDATE usage_event SET lease = NULL, lease_until = NULL"
+                " WHERE source_id = %s AND state = 'queued' AND lease IS NOT NULL",
+                [source],
+            )
+            _notify(cursor, source)
+        return ended

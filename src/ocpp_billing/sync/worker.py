@@ -1,4 +1,10 @@
-"""The sync worker: runs on schedule and on demand, one leader per source, others stand by."""
+"""The sync worker: one process that leads or stands by, until it is told to stop.
+
+    Worker.run -> stand by until the lock is ours -> lead: triggers, schedule, watch, what has become due
+
+What a leader does in which order is in :mod:`ocpp_billing.sync.leader`; what a run does, in
+:mod:`ocpp_billing.sync.run` (full) and :mod:`ocpp_billing.sync.lanes` (short).
+"""
 
 from __future__ import annotations
 
@@ -6,181 +12,184 @@ import os
 import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import psycopg
-from cronsim import CronSim
-from django.db import InterfaceError, OperationalError, close_old_connections, connection
+from django.db import connection
 
-from ocpp_billing import clock
 from ocpp_billing.config import ConfigError
 from ocpp_billing.log import get_logger
 from ocpp_billing.sync.clients import open_clients
 from ocpp_billing.sync.database import FenceError
-from ocpp_billing.sync.journal import RunJournal, begin_run, end_abandoned_runs
-from ocpp_billing.sync.leadership import Leadership
-from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
+from ocpp_billing.sync.heartbeat import DATABASE_GONE, Heartbeat, say_good_bye
+from ocpp_billing.sync.journal import RunJournal, end_abandoned_runs
+from ocpp_billing.sync.leader import Leader
+from ocpp_billing.sync.leadership import STANDBY_LOOKS_EVERY_S, Leadership, Patience, name_connections
+from ocpp_billing.sync.models import WorkerHeartbeat, WorkerKind
 from ocpp_billing.sync.run import synchronize
-from ocpp_billing.sync.triggers import request_run
+from ocpp_billing.sync.triggers import CHANNEL
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from ocpp_billing.config import Config
+    from ocpp_billing.sync.models import SyncRun
 
 log = get_logger(__name__)
 
-HEARTBEAT_EVERY = timedelta(seconds=5)
-STANDBY_TRIES_EVERY_S = 1.0
-STOP_NOTICED_WITHIN_S = 0.25
+# A standby asks for the lock so often: a leader that died has given it back at once.
+STANDBY_TRIES_EVERY_S = 0.2
 # While the database is away the worker tries again, ever more slowly.
 FIRST_RECONNECT_S, LONGEST_RECONNECT_S = 0.2, 10.0
-DATABASE_GONE = (OperationalError, InterfaceError, psycopg.OperationalError)
+# What is under way when the process is told to stop has so long; then it is handed back. Docker kills
+# after 10 seconds.
+GRACE_S = 6.0
+CLEAN, UNCLEAN = 0, 1
 
 
 def worker_name() -> str:
     """Who this process is, for people: host, process, and something that no other process has."""
-    return f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
-
-
-def next_scheduled(config: Config, after: datetime) -> datetime:
-    """The next time of the cron schedule after an instant, in UTC; the schedule's own zone decides."""
-    local = after.astimezone(config.timezone)
-    return next(CronSim(config.sync_cron_schedule, local)).astimezone(after.tzinfo)
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:12]}"
 
 
 @dataclass(slots=True)
 class Worker:
-    """One worker process."""
+    """One worker process.
+
+    Attributes:
+        config: the settings.
+        name: see :func:`worker_name`.
+        stopping: set when it is to stop; noticed within a second, by a signal at once.
+    """
 
     config: Config
     name: str = field(default_factory=worker_name)
     stopping: threading.Event = field(default_factory=threading.Event)
+    _wake: socket.socket | None = None
+    _told: set[int] = field(default_factory=set)
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         """Work until told to stop. A database that restarts is waited for."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        name_connections(self.name)
+        woken, self._wake = socket.socketpair()
+        heartbeat = Heartbeat(self.config.steve_source, self.name, WorkerKind.WORKER)
+        heartbeat.start()
+        try:
+            self._work(heartbeat, woken)
+        finally:
+            heartbeat.stop()
+            woken.close()
+            self._wake.close()
+            self._ended.set()
+        log.info("worker stopped", action="worker.stop", worker=self.name)
+
+    def _work(self, heartbeat: Heartbeat, woken: socket.socket) -> None:
         reconnect_s = FIRST_RECONNECT_S
         while not self.stopping.is_set():
             try:
-                with Leadership(self.config.steve_source) as leadership:
-                    leadership.connect()
+                with Leadership(self.config.steve_source, self.name) as leadership:
+                    leadership.connect(CHANNEL)
                     reconnect_s = FIRST_RECONNECT_S
-                    self._serve(leadership)
+                    self._serve(leadership, heartbeat, woken.fileno())
             except DATABASE_GONE as error:
                 log.warning("database away", action="worker.database", error=str(error).strip())
-                close_old_connections()
                 self.stopping.wait(reconnect_s)
                 reconnect_s = min(reconnect_s * 2, LONGEST_RECONNECT_S)
-        log.info("worker stopped", action="worker.stop", worker=self.name)
-
-    def _stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
-        self.stopping.set()
-
-    # -- standing by and leading -----------------------------------------------------------------------
-
-    def _serve(self, leadership: Leadership) -> None:
-        """Stand by until the lock is ours, then lead until told to stop or the lock is lost."""
-        log.info("worker stands by", action="worker.standby", worker=self.name)
-        self._beat(leader=False, leadership=leadership)
-        while not self.stopping.is_set() and not leadership.try_lead():
-            self._beat(leader=False, leadership=leadership)
-            self.stopping.wait(STANDBY_TRIES_EVERY_S)
-        if not self.stopping.is_set():
-            log.info("worker leads", action="worker.lead", worker=self.name)
-            with _Heart(self, leadership):
-                self._lead(leadership)
-        WorkerHeartbeat.objects.filter(worker=self.name).delete()
-
-    def _lead(self, leadership: Leadership) -> None:
-        source = self.config.steve_source
-        if end_abandoned_runs(source):
-            request_run(source, trigger="recovery", requested_by=self.name)
-        elif self.config.sync_on_startup:
-            request_run(source, trigger="startup", requested_by=self.name)
-        next_at = next_scheduled(self.config, clock.now())
-        while not self.stopping.is_set():
-            self._beat(leader=True, leadership=leadership, next_run_at=next_at)
-            if clock.now() >= next_at:
-                request_run(source, trigger="schedule", requested_by=self.config.sync_cron_schedule)
-                next_at = next_scheduled(self.config, clock.now())
-            requested = SyncRun.objects.filter(source_id=source, status="requested").first()
-            if requested is not None:
-                self._carry_out(requested.pk)
-                continue
-            self._wait(leadership, min(next_at, clock.now() + HEARTBEAT_EVERY))
-
-    def _wait(self, leadership: Leadership, until: datetime) -> None:
-        """Wait for a trigger, an instant, or the word to stop, which does not interrupt waiting by itself."""
-        while not self.stopping.is_set() and (left_s := (until - clock.now()).total_seconds()) > 0:
-            if any(leadership.wait(min(left_s, STOP_NOTICED_WITHIN_S))):
-                return
-
-    def _carry_out(self, run_id: int) -> None:
-        run = begin_run(
-            run_id, source=self.config.steve_source, trigger="manual", requested_by="", worker=self.name
-        )
-        if run is None:
-            return
-        try:
-            carry_out(self.config, run)
-        except FenceError as error:
-            log.warning("run taken over", action="worker.fence", error=str(error))
-        finally:
-            close_old_connections()
-
-    def _beat(self, *, leader: bool, leadership: Leadership, next_run_at: datetime | None = None) -> None:
-        values: dict[str, object] = {
-            "source_id": self.config.steve_source,
-            "leader": leader,
-            "lock_pid": leadership.backend_pid if leader else None,
-            "seen_at": clock.now(),
-        }
-        if next_run_at is not None:
-            values["next_run_at"] = next_run_at
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [self.config.steve_source]
-            )
-        WorkerHeartbeat.objects.update_or_create(worker=self.name, defaults=values)
-
-
-class _Heart:
-    """Says that the leader is alive while it is busy with a run."""
-
-    def __init__(self, worker: Worker, leadership: Leadership) -> None:
-        self._worker, self._leadership = worker, leadership
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_EVERY.total_seconds()):
-            try:
-                WorkerHeartbeat.objects.filter(worker=self._worker.name).update(seen_at=clock.now())
-            except DATABASE_GONE as error:
-                log.debug("heartbeat missed", action="worker.heartbeat", error=str(error).strip())
+            except FenceError as error:
+                log.warning("leadership lost", action="worker.lost", error=str(error))
+            except Exception:  # the outermost loop: the worker does not exit by itself
+                log.exception("unexpected error", action="worker.error")
+                self.stopping.wait(reconnect_s)
+                reconnect_s = min(reconnect_s * 2, LONGEST_RECONNECT_S)
             finally:
                 connection.close()
 
+    def _serve(self, leadership: Leadership, heartbeat: Heartbeat, wake_fd: int) -> None:
+        """Stand by until the lock is ours, then lead until told to stop or the lock is lost."""
+        if not leadership.try_lead():
+            heartbeat.stand_by()
+            log.info("worker stands by", action="worker.standby", worker=self.name)
+            if not self._stand_by(leadership, wake_fd):
+                return
+        heartbeat.lead(leadership.backend_pid)
+        log.info("worker leads", action="worker.lead", worker=self.name)
+        Leader(self.config, self.name, leadership, heartbeat, self.stopping, wake_fd).lead()
+
+    def _stand_by(self, leadership: Leadership, wake_fd: int) -> bool:
+        """Wait for the lock, and take it from a leader that is frozen; False when told to stop."""
+        patience = Patience()
+        looked_s = time.monotonic()
+        while not self.stopping.is_set():
+            if leadership.try_lead():
+                return True
+            now_s = time.monotonic()
+            if now_s - looked_s >= STANDBY_LOOKS_EVERY_S:
+                looked_s = now_s
+                self._look_after(leadership, patience, now_s)
+            leadership.wait(STANDBY_TRIES_EVERY_S, wake_fd)
+        return False
+
+    def _look_after(self, leadership: Leadership, patience: Patience, now_s: float) -> None:
+        holder = leadership.holder()
+        heartbeats = WorkerHeartbeat.objects.filter(source_id=self.config.steve_source, leader=True)
+        seen_at = heartbeats.values_list("seen_at", flat=True).first()
+        if holder is None or not patience.is_over(holder, seen_at, now_s):
+            return
+        bound = {"holder": holder.application, "pid": holder.pid, "silent_since": str(seen_at)}
+        if leadership.end_holder(holder):
+            log.error("frozen leader ended", action="worker.ended_frozen", **bound)
+        else:
+            log.error(
+                "the leader is frozen, and this database user may not end its connections; end that "
+                "process, or grant the user pg_signal_backend",
+                action="worker.cannot_end",
+                **bound,
+            )
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
+        """Finish what is under way and end; told twice in the same way, end at once."""
+        if signum in self._told:
+            os._exit(128 + signum)
+        self._told.add(signum)
+        if self.stopping.is_set():
+            return
+        self.stopping.set()
+        if self._wake is not None:
+            self._wake.send(b"!")
+        threading.Thread(target=self._hand_back, name="hand-back", daemon=True).start()
+
+    def _hand_back(self) -> None:
+        """When what is under way takes too long: leave it to the next worker, and end."""
+        if self._ended.wait(GRACE_S):
+            return
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '2s'")
+            running = end_abandoned_runs(
+                self.config.steve_source,
+                why="The worker was told to stop in the middle; the next run completes it.",
+                worker=self.name,
+            )
+            say_good_bye(self.name)
+        except DATABASE_GONE as error:
+            log.warning("stopped without the database", action="worker.stop", error=str(error).strip())
+            os._exit(UNCLEAN)
+        log.info("worker stopped", action="worker.stop", worker=self.name, handed_back=running)
+        os._exit(CLEAN)
+
 
 def carry_out(config: Config, run: SyncRun, journal: RunJournal | None = None) -> SyncRun:
-    """Carry out a run that has begun; missing connections end it as failed, with what to set."""
+    """Carry out a full run that has begun; missing connections end it as failed, with what to set."""
     journal = journal or RunJournal(run)
     try:
         with open_clients(config) as (steve, lago):
             return synchronize(config, steve, lago, journal)
     except ConfigError as error:
-        for problem in error.problems:
-            journal.failed("settings", ConfigError([problem]))
-        return journal.finish("shadow")
+        return journal.unconfigured(error)

@@ -1,0 +1,117 @@
+"""The ways an alert takes: the log always; e-mail and a webhook where they are configured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ocpp_billing.alerts.conditions import TITLES
+from ocpp_billing.log import get_logger
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ocpp_billing.config import Config
+
+log = get_logger(__name__)
+
+
+class ChannelError(Exception):
+    """A word could not be delivered.
+
+    Attributes:
+        final: trying again is of no use.
+    """
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One word about one alert.
+
+    Attributes:
+        message_id: the same for every attempt, so that a receiver can tell a repetition.
+        source: name of the StEvE.
+        condition: its code.
+        says: what happened.
+        do: what to do about it.
+        opened_at: when it began.
+        resolved_at: when it was over; None = it has just begun.
+        url: of the portal.
+    """
+
+    message_id: int
+    source: str
+    condition: str
+    says: str
+    do: str
+    opened_at: datetime
+    resolved_at: datetime | None
+    url: str
+
+    @property
+    def title(self) -> str:
+        """What it is about, for a subject line."""
+        title = TITLES.get(self.condition, self.condition)
+        return title if self.resolved_at is None else f"Over: {title}"
+
+    @property
+    def text(self) -> str:
+        """What it says, for a person."""
+        if self.resolved_at is None:
+            return f"{self.says}\n\nWhat to do: {self.do}"
+        lasted = str(self.resolved_at - self.opened_at).partition(".")[0]
+        return f"This is over, after {lasted} hours. It was: {self.says}"
+
+
+class Channel(Protocol):
+    """A way that alerts take."""
+
+    def send(self, notice: Notice) -> None:
+        """Deliver one word.
+
+        Raises:
+            ChannelError: when it was not, or not certainly, delivered.
+        """
+        ...
+
+
+class LogChannel:
+    """The log of the process that noticed."""
+
+    def send(self, notice: Notice) -> None:
+        """Write it as an error when it begins, as information when it is over."""
+        write = log.error if notice.resolved_at is None else log.info
+        write(
+            notice.title,
+            action="alert.opened" if notice.resolved_at is None else "alert.resolved",
+            condition=notice.condition,
+            says=notice.says,
+            do=notice.do,
+        )
+
+
+def channels_of(config: Config) -> dict[str, Channel]:
+    """The channels that are configured completely, by name."""
+    from ocpp_billing.alerts.mail import MailChannel  # noqa: PLC0415 - they know what a channel is from here
+    from ocpp_billing.alerts.webhook import WebhookChannel  # noqa: PLC0415
+
+    channels: dict[str, Channel] = {"log": LogChannel()}
+    if config.alert_email_to and config.email_host and config.email_from:
+        channels["email"] = MailChannel.of(config)
+    if config.alert_webhook_url and config.alert_webhook_secret:
+        channels["webhook"] = WebhookChannel(config.alert_webhook_url, config.alert_webhook_secret)
+    return channels
+
+
+def incomplete(config: Config) -> list[str]:
+    """What is missing for the channels that somebody began to configure: one sentence each."""
+    missing = []
+    if config.alert_email_to:
+        missing += config.missing("EMAIL_HOST", "EMAIL_FROM")
+    if config.alert_webhook_url:
+        missing += config.missing("ALERT_WEBHOOK_SECRET")
+    return [f"Alerts are not sent there: {sentence}" for sentence in missing]

@@ -1,0 +1,259 @@
+"""What a person should know about: read from the ledger and judged, never measured twice.
+
+Everything here is derived from what runs have written down, so it does not matter which process asks, and
+a restart of the worker neither forgets an outage nor begins it anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.db import connection
+
+from ocpp_billing.billing.control import BY_ITSELF
+from ocpp_billing.billing.models import BalanceProof, DeliveryControl
+from ocpp_billing.sync.models import LANES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from ocpp_billing.config import Config
+    from ocpp_billing.sync.liveness import Liveness
+
+WORKER_GONE = "worker_gone"
+TITLES = {
+    "steve_failing": "StEvE cannot be read",
+    "steve_unauthorised": "StEvE refuses our credentials",
+    "lago_failing": "Lago cannot be used",
+    "lago_unauthorised": "Lago refuses our key",
+    "sync_failing": "Synchronization fails",
+    "contract_broken": "Lago would not bill what we send",
+    "delivery_paused": "Delivery has paused by itself",
+    "sessions_waiting": "Sessions wait for a person",
+    "events_rejected": "Lago rejected usage events",
+    "balance_unexplained": "The balance does not add up",
+    WORKER_GONE: "No worker is running",
+}
+# What the leader judges; that it is gone, others have to notice.
+OF_THE_LEADER = tuple(TITLES)
+# So far back runs are looked at: at one every fifteen seconds, the last eight hours.
+RUNS = 2000
+WAITING_DOES_NOT_CURE = {
+    "steve.Unauthorised": "steve_unauthorised",
+    "steve.WrongCredentialKind": "steve_unauthorised",
+    "steve.ApiDisabled": "steve_unauthorised",
+    "lago.Unauthorised": "lago_unauthorised",
+    "lago.Forbidden": "lago_unauthorised",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Something that is the case.
+
+    Attributes:
+        code: one of :data:`TITLES`.
+        says: what happened.
+        do: what to do about it.
+    """
+
+    code: str
+    says: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """An unbroken series of runs that failed in one respect.
+
+    Attributes:
+        since: when the first of them ended.
+        kind: class of the latest error, ``lago.Unreachable``.
+        error: its words, which say what to do.
+    """
+
+    since: datetime
+    kind: str
+    error: str
+
+
+def conditions(config: Config, now: datetime) -> list[Condition]:
+    """Everything that is the case now, but for the worker's being gone."""
+    source = config.steve_source
+    outage = timedelta(minutes=config.alert_outage_minutes)
+    paused = DeliveryControl.objects.filter(
+        source_id=source, paused_at__isnull=False, paused_by=BY_ITSELF
+    ).first()
+    found = [
+        judge_failing(respect, failing, now, outage)
+        for respect in ("steve", "lago", "sync")
+        if (failing := _failing(source, respect, paused=paused is not None)) is not None
+    ]
+    if paused is not None:
+        found.append(
+            Condition(
+                "delivery_paused",
+                f"Delivery paused by itself at {paused.paused_at:%Y-%m-%d %H:%M} UTC: {paused.pause_reason}",
+                "Settle the cause, then let an admin resume: ocpp-billing resume. Nothing is lost meanwhile; "
+                "usage events stay queued.",
+            )
+        )
+    found += [
+        _contract(source),
+        _waiting(source, now - timedelta(days=config.alert_held_days), config.alert_held_days),
+        _rejected(source),
+        judge_balance(BalanceProof.objects.filter(source_id=source).order_by("-id").first()),
+    ]
+    return [condition for condition in found if condition is not None]
+
+
+# -- judging: pure -------------------------------------------------------------------------------------
+
+
+def judge_failing(respect: str, failing: Failing, now: datetime, outage: timedelta) -> Condition | None:
+    """Whether a series of failures is worth an alert: at once where waiting does not cure it."""
+    code = WAITING_DOES_NOT_CURE.get(failing.kind)
+    if code is None and now - failing.since < outage:
+        return None
+    advice = {
+        "steve": "Nothing new is read meanwhile. Check StEvE and the settings of it: ocpp-billing doctor.",
+        "lago": "Usage events stay queued meanwhile. Check Lago and the settings of it: ocpp-billing doctor.",
+        "sync": "Look at the run's log in the portal, and at the worker's log.",
+    }
+    since = f"since {failing.since:%Y-%m-%d %H:%M} UTC"
+    return Condition(code or f"{respect}_failing", f"{failing.error} (failing {since})", advice[respect])
+
+
+def judge_balance(proof: BalanceProof | None) -> Condition | None:
+    """Whether the last full recount left anything unexplained."""
+    unexplained: dict[str, Any] = {} if proof is None else proof.balance.get("unexplained", {})
+    if proof is None or not any(unexplained.values()):
+        return None
+    return Condition(
+        "balance_unexplained",
+        f"{unexplained['sessions']} sessions and {unexplained['energy_wh']} Wh are unexplained in the "
+        f"recount of {proof.proved_at:%Y-%m-%d %H:%M} UTC.",
+        "Pause delivery (ocpp-billing pause) and report it with the output of: ocpp-billing balance --json.",
+    )
+
+
+def judge_worker(
+    liveness: Liveness, now: datetime, patience: timedelta, watched_since: datetime
+) -> Condition | None:
+    """Whether no worker was heard of for too long; by somebody who has watched since then himself."""
+    if liveness.alive or now - max(liveness.since or watched_since, watched_since) < patience:
+        return None
+    heard = f"since {liveness.since:%Y-%m-%d %H:%M} UTC" if liveness.since else "yet"
+    return Condition(
+        WORKER_GONE,
+        f"No worker was heard of {heard}. Nothing is read from StEvE and nothing is sent to Lago. Nothing is "
+        "lost either.",
+        "Look at the worker's log (docker compose logs sync-worker), and start it: ocpp-billing worker.",
+    )
+
+
+# -- reading -------------------------------------------------------------------------------------------
+
+
+def _failing(source: str, respect: str, *, paused: bool) -> Failing | None:
+    """The latest unbroken series of runs that failed in a respect; None when the latest did not."""
+    bound: dict[str, Any] = {"source": source, "runs": RUNS, "short": [str(trigger) for trigger in LANES], "paused": paused}
+    with connection.cursor() as cursor:
+        cursor.execute(_SERIES.format(**_RESPECTS[respect]), bound)
+        row = cursor.fetchone()
+    return None if row is None or row[0] is None else Failing(*row)
+
+
+def _contract(source: str) -> Condition | None:
+    sessions, energy_wh = _count(source, ["held"], "metric_not_charged", None)
+    if not sessions:
+        return None
+    return Condition(
+        "contract_broken",
+        f"{sessions} sessions with {energy_wh / 1000:,.3f} kWh are held because Lago does not charge the "
+        "metric for them.",
+        "Put the metric, its field or the plan's charge back in Lago: ocpp-billing doctor says which. They "
+        "are decided anew by themselves.",
+    )
+
+
+def _waiting(source: str, before: datetime, days: int) -> Condition | None:
+    sessions, energy_wh = _count(source, ["held", "stuck"], None, before)
+    if not sessions:
+        return None
+    return Condition(
+        "sessions_waiting",
+        f"{sessions} sessions with {energy_wh / 1000:,.3f} kWh are held or stuck for more than {days} days.",
+        "Resolve them in the portal, the ones with the most energy first.",
+    )
+
+
+def _rejected(source: str) -> Condition | None:
+    sessions, energy_wh = _count(source, ["rejected"], None, None)
+    if not sessions:
+        return None
+    return Condition(
+        "events_rejected",
+        f"Lago rejected usage events of {sessions} sessions with {energy_wh / 1000:,.3f} kWh.",
+        "Read Lago's words at the session in the portal, mend the cause, and retry them there.",
+    )
+
+
+def _count(
+    source: str, states: Sequence[str], reason: str | None, before: datetime | None
+) -> tuple[int, int]:
+    """Sessions in these states, and their energy in Wh, a negative one as 0."""
+    bound: dict[str, Any] = {"source": source, "states": list(states), "reason": reason, "before": before}
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT, bound)
+        sessions, energy_wh = cursor.fetchone()
+    return int(sessions), int(energy_wh)
+
+
+# A run says something about a respect when it touched it; what failed is in its errors.
+_RESPECTS = {
+    "steve": {
+        "touched": "trigger <> ALL(%(short)s::text[])",
+        "failed": """'$[*] ? (@.kind starts with "steve.")'""",
+    },
+    # What stops delivery and does not pause it is Lago's, whatever its class.
+    "lago": {
+        "touched": "(counts ->> 'lago_calls')::bigint > 0",
+        "failed": """CASE WHEN %(paused)s THEN '$[*] ? (@.kind starts with "lago.")'
+            ELSE '$[*] ? (@.kind starts with "lago." || @.step == "deliver")' END""",
+    },
+    "sync": {
+        "touched": "trigger <> ALL(%(short)s::text[])",
+        "failed": """'$[*] ? (exists(@.kind) && @.step != "deliver"
+            && !(@.kind starts with "steve.") && !(@.kind starts with "lago."))'""",
+    },
+}
+
+_SERIES = """
+WITH recent AS (
+    SELECT id, ended_at, failure, touched FROM (
+        SELECT id, ended_at, {touched} AS touched,
+            jsonb_path_query_first(errors, ({failed})::jsonpath) AS failure
+        FROM sync_run WHERE source_id = %(source)s AND ended_at IS NOT NULL
+        ORDER BY id DESC LIMIT %(runs)s
+    ) run WHERE touched OR failure IS NOT NULL
+), series AS (
+    SELECT * FROM recent
+    WHERE id > coalesce((SELECT max(id) FROM recent WHERE failure IS NULL), 0)
+)
+SELECT min(ended_at), (array_agg(coalesce(failure ->> 'kind', '') ORDER BY id DESC))[1],
+    (array_agg(failure ->> 'error' ORDER BY id DESC))[1]
+FROM series
+"""
+
+_COUNT = """
+SELECT count(*), coalesce(sum(greatest(energy_wh, 0)), 0)
+FROM charging_session
+WHERE source_id = %(source)s AND state = ANY(%(states)s::text[])
+  AND state IN ('open', 'stuck', 'held', 'rejected', 'queued')
+  AND (%(reason)s::text IS NULL OR reason = %(reason)s)
+  AND (%(before)s::timestamptz IS NULL OR coalesce(stop_seen_at, stuck_since, first_seen_at) < %(before)s)
+"""
