@@ -90,6 +90,7 @@ def ingest_transactions(
         cursor.execute(_SUPERSEDE, bound)
     cursor.execute(_FIND_STRANGERS, {"source": source})
     counts.strangers = [steve_id for (steve_id,) in cursor.fetchall()]
+    cursor.execute(_KEEP_STOPS, {"source": source})
     cursor.execute(_UPSERT, {"source": source, "now": now})
     counts.discovered, counts.changed = cursor.fetchone()
     cursor.execute(_RESOLVE_MALFORMED, {"source": source, "now": now})
@@ -256,6 +257,20 @@ DELETE FROM incoming USING charging_session s
 WHERE s.source_id = %(source)s AND s.steve_id = incoming.steve_id AND s.superseded_at IS NULL
   AND s.fingerprint <> incoming.fingerprint
 RETURNING incoming.steve_id
+"""
+
+# StEvE takes no stop back; one that came back from a backup has forgotten it. What we know stays, and so
+# does what was billed by it.
+_KEEP_STOPS = """
+WITH kept AS (
+    DELETE FROM incoming USING charging_session s
+    WHERE s.source_id = %(source)s AND s.steve_id = incoming.steve_id AND s.superseded_at IS NULL
+      AND s.fingerprint = incoming.fingerprint
+      AND s.stopped_at IS NOT NULL AND incoming.stopped_at IS NULL
+    RETURNING s.id
+)
+UPDATE charging_session SET vanished_at = NULL
+WHERE id IN (SELECT id FROM kept) AND vanished_at IS NOT NULL
 """
 
 # New energy is held as `undecided` from the first moment, so that the balance is whole even between two
