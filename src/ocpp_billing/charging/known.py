@@ -53,22 +53,37 @@ class KnownSessions:
             limit=limit,
         )
 
-    def sample_ids(self, limit: int) -> list[int]:
-        """Ids spread over the whole history, highest first."""
+    def vanished_at_the_end(self, limit: int) -> list[int]:
+        """The lowest ids that are gone and have none above them: a restored StEvE gives them out anew."""
         return self._ids(
-            "SELECT steve_id FROM (SELECT steve_id, row_number() OVER (ORDER BY steve_id DESC) AS nth,"
-            " count(*) OVER () AS total FROM charging_session WHERE source_id = %(source)s"
-            " AND superseded_at IS NULL) numbered"
-            " WHERE (nth - 1) %% greatest(total / %(limit)s, 1) = 0 ORDER BY steve_id DESC LIMIT %(limit)s",
+            "SELECT steve_id FROM charging_session WHERE source_id = %(source)s"
+            " AND superseded_at IS NULL AND vanished_at IS NOT NULL AND steve_id > ("
+            "   SELECT coalesce(max(steve_id), 0) FROM charging_session WHERE source_id = %(source)s"
+            "   AND superseded_at IS NULL AND vanished_at IS NULL"
+            " ) ORDER BY steve_id LIMIT %(limit)s",
             limit=limit,
         )
 
-    def ids_above(self, steve_id: int) -> list[int]:
-        """Known ids above this one that are still there, in order."""
+    def sample_ids(self, limit: int, below: int) -> list[int]:
+        """Ids spread over the history below one, highest first."""
+        return self._ids(
+            "SELECT steve_id FROM (SELECT steve_id, row_number() OVER (ORDER BY steve_id DESC) AS nth,"
+            " count(*) OVER () AS total FROM charging_session WHERE source_id = %(source)s"
+            " AND superseded_at IS NULL AND steve_id < %(below)s) numbered"
+            " WHERE (nth - 1) %% greatest(total / %(limit)s, 1) = 0 ORDER BY steve_id DESC LIMIT %(limit)s",
+            limit=limit,
+            below=below,
+        )
+
+    def ids_above(self, steve_id: int, *, seen_before: datetime | None = None) -> list[int]:
+        """Known ids above this one that are still there, in order; only those seen before an instant."""
         return self._ids(
             "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND steve_id > %(above)s"
-            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id",
+            " AND superseded_at IS NULL AND vanished_at IS NULL"
+            " AND (%(seen_before)s::timestamptz IS NULL OR first_seen_at < %(seen_before)s)"
+            " ORDER BY steve_id",
             above=steve_id,
+            seen_before=seen_before,
         )
 
     def fingerprints(self, ids: Sequence[int]) -> dict[int, bytes]:

@@ -124,6 +124,8 @@ class Discovery:
         self._ask_stuck()
         self._recheck_stops()
         self._read_again()
+        if self.strangers and self._recognise_strangers(min(self.strangers)):
+            self._ask([*sorted(self.strangers), *self._next_ids(LOOK_AHEAD)])
 
     def watch(self) -> None:
         """Between cycles: what is open, and the next ids; one cheap call where a call carries a list."""
@@ -153,13 +155,14 @@ class Discovery:
         """The last known ids, open sessions and the next ids; in one call where it carries a list."""
         if self.capabilities.id_lists:
             latest = self.known.latest_ids(IDENTITY_SAMPLE)
-            ids = sorted({*latest, *self.known.open_ids(stuck=False)}) + self._next_ids(LOOK_AHEAD)
+            again = self.known.vanished_at_the_end(LOOK_AHEAD)
+            ids = sorted({*latest, *self.known.open_ids(stuck=False)}) + again + self._next_ids(LOOK_AHEAD)
         else:
-            ids = latest = self.known.latest_ids(1)
+            latest = self.known.latest_ids(1)
+            ids = [*latest, *self.known.vanished_at_the_end(1)]
         batch, rest = self._first_batch(ids, latest)
         answer = self.client.transactions(ids=batch)
-        if latest and not self._matching(latest, answer.rows):
-            self._recognise()
+        if latest and not self._is_itself(latest, answer):
             highest = self.known.highest_id()
             batch, rest = [], [*self.known.open_ids(stuck=False), *self._next_ids(LOOK_AHEAD)]
         else:
@@ -201,8 +204,42 @@ class Discovery:
 
     # -- is it still the same StEvE? ---------------------------------------------------------------
 
-    def _recognise(self) -> None:
-        """The last known ids are not what they were: find out what became of this StEvE.
+    def _is_itself(self, latest: Sequence[int], answer: TransactionsAnswer) -> bool:
+        """Whether the last known ids still mean what they meant; if not, it is recorded what became of them.
+
+        Sessions that are not there any more prove little: their tag may have been deleted. Another session
+        under a known number does, and so does a StEvE that shows none of the last few.
+        """
+        known = self.known.fingerprints(latest)
+        matching = self._matching(latest, answer.rows)
+        others = [row.steve_id for row in answer.rows if row.steve_id in known.keys() - matching]
+        if others:
+            return not self._recognise_strangers(min(others))
+        if matching or answer.malformed:
+            self.progress["recognised_at"] = clock.now().isoformat()
+            return True
+        if len(latest) < IDENTITY_SAMPLE:
+            latest = self.known.latest_ids(IDENTITY_SAMPLE)
+            if self._ask_matching(latest):
+                return True
+        self._recognise(min(latest))
+        return False
+
+    def _recognise_strangers(self, lowest: int) -> bool:
+        """Other sessions are shown under known numbers, this being the lowest: was StEvE restored?
+
+        Not where a later session, known since before the last time that all was well, is still what it was.
+        """
+        since = self.progress.get("recognised_at")
+        before = None if since is None else datetime.fromisoformat(since)
+        later = self.known.ids_above(lowest - 1, seen_before=before)[-IDENTITY_SAMPLE:]
+        if later and self._ask_matching(later):
+            return False
+        self._recognise(lowest)
+        return True
+
+    def _recognise(self, below: int) -> None:
+        """Ids from ``below`` on are not what they were: find out what became of this StEvE.
 
         Restored from a backup, StEvE gives out ids anew after the last one that the backup had. Those are
         new sessions; ours of the same ids stay in the ledger as they are. Where nothing at all matches,
@@ -211,17 +248,18 @@ class Discovery:
         Raises:
             AnotherSteveError: when no known session is there.
         """
-        self.say("The last known sessions are not there any more: looking for the last one that is.")
-        sample = self.known.sample_ids(SPREAD_SAMPLE if self.capabilities.id_lists else SPREAD_SINGLES)
-        matching = self._ask_matching(sample)
+        self.say("The last known sessions are not what they were: looking for the last one that is.")
+        sample = self.known.sample_ids(SPREAD_SAMPLE if self.capabilities.id_lists else SPREAD_SINGLES, below)
+        matching = self._ask_matching(sample) if sample else set()
         if not matching:
             raise AnotherSteveError(
                 "STEVE_API_URL answers as another StEvE: none of the sessions read so far is there. Put the "
                 "right address back. If StEvE was set up anew, give it a STEVE_SOURCE of its own."
             )
-        last = self._last_matching(max(matching))
+        last = self._last_matching(max(matching), below)
         gone = self.known.ids_above(last)
         self.progress["restored"] = {"after": last, "at": clock.now().isoformat()}
+        self.progress["recognised_at"] = clock.now().isoformat()
         self.record(NOTHING, gone=gone, progress=self.progress, rewind_to=last)
         self.say(
             f"StEvE was restored from a backup: {last} is the last transaction that is still there, "
@@ -238,9 +276,9 @@ class Discovery:
         answer = self.client.transactions_by_id(ids, id_lists=self.capabilities.id_lists)
         return self._matching(ids, answer.rows)
 
-    def _last_matching(self, at_least: int) -> int:
-        """The highest known id that still matches: by halving, from one that does."""
-        candidates = [at_least, *self.known.ids_above(at_least)]
+    def _last_matching(self, at_least: int, below: int) -> int:
+        """The highest known id below one that still matches: by halving, from one that does."""
+        candidates = [at_least, *(number for number in self.known.ids_above(at_least) if number < below)]
         step = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
         low, high = 0, len(candidates)
         while high - low > step:
