@@ -59,3 +59,21 @@ def world(engine_database, release, store, now):
 
     with open_world(release=release, store=store, now=now) as world:
         yield world
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many crashes were played: of the many that there are, the normal suite takes a sample."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    properties = [dict(report.user_properties) for report in reports if report.when == "call"]
+    played = [each for each in properties if "crash_plays" in each]
+    if not played:
+        return
+    total = {name: sum(each.get(name, 0) for each in played) for name in CRASHES}
+    terminalreporter.write_line(
+        f"crashes: {total['crash_plays']} plays, {total['crash_plays_twice']} of them with a second crash in the "
+        f"recovery; {total['crash_boundaries']} first boundaries in {len(played)} stories (all of them with "
+        "each boundary of the recovery: --long)"
+    )
+
+
+CRASHES = ("crash_plays", "crash_plays_twice", "crash_boundaries")
