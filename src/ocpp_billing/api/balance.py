@@ -3,11 +3,11 @@
 from typing import Any
 
 from django.conf import settings
-from ninja import Router
+from ninja import Query, Router
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, allow
-from ocpp_billing.api.pages import Since, Until
+from ocpp_billing.api.queries import Range
 from ocpp_billing.api.schemas import BalanceOut, Breakdown
 from ocpp_billing.billing.balance import Dimension, balance_by, counted_balance, last_proof
 
@@ -29,12 +29,12 @@ def get_balance(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's signature
 def get_breakdown(
     request: ApiRequest,
     dimension: Dimension,
-    since: Since = None,
-    until: Until = None,
+    query: Query[Range],
 ) -> Any:
     """The balance broken down. A range is about when sessions stopped; without, it adds up to the balance."""
     lines = [
-        row.to_json() for row in balance_by(settings.CONFIG.steve_source, dimension, from_=since, to=until)
+        row.to_json()
+        for row in balance_by(settings.CONFIG.steve_source, dimension, from_=query.since, to=query.until)
     ]
     if dimension == "tag":
         for line in lines:

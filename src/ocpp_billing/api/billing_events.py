@@ -1,6 +1,6 @@
 """Usage events: what we owe or gave to Lago."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from django.conf import settings
 from django.http import Http404
@@ -10,25 +10,17 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, Caller, allow
 from ocpp_billing.api.ledger import event_detail, event_json, event_lines, tag_filter
 from ocpp_billing.api.pages import (
-    ANY_OF,
     CSV_TOO,
-    Cursor,
-    Format,
-    Limit,
-    Since,
-    TagParameter,
-    Until,
     csv_file,
     cut_page,
     decode_cursor,
     wants_csv,
 )
+from ocpp_billing.api.queries import EventQuery
 from ocpp_billing.api.schemas import (
     BillingEventDetail,
     BillingEventPage,
-    EventStateName,
     Id,
-    Text,
 )
 from ocpp_billing.billing import review
 from ocpp_billing.billing.listing import LedgerFilter, all_events, list_events, total_events
@@ -40,38 +32,27 @@ router = Router(tags=["Billing events"])
 @router.get("", response=BillingEventPage, auth=allow(Role.VIEWER), openapi_extra=CSV_TOO)
 def find_events(
     request: ApiRequest,
-    since: Since = None,
-    until: Until = None,
-    state: Annotated[list[EventStateName], Query(description=ANY_OF)] = [],  # noqa: B006 - never changed
-    reason: Text | None = None,
-    customer: Text | None = None,
-    subscription: Text | None = None,
-    tag: TagParameter = None,
-    charge_box: Text | None = None,
-    steve_id: Id | None = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
-    format: Format = None,  # noqa: A002 - its name in the address
+    query: Query[EventQuery],
 ) -> Any:
     """Usage events, newest first, as JSON pages or a CSV file of all. Their date is the one Lago sees."""
     chosen = LedgerFilter(
         source=settings.CONFIG.steve_source,
-        since=since,
-        until=until,
-        states=state,
-        reason=reason,
-        customer=customer,
-        subscription=subscription,
-        charge_box=charge_box,
-        steve_id=steve_id,
-        **tag_filter(request.auth, tag),
+        since=query.since,
+        until=query.until,
+        states=query.state,
+        reason=query.reason,
+        customer=query.customer,
+        subscription=query.subscription,
+        charge_box=query.charge_box,
+        steve_id=query.steve_id,
+        **tag_filter(request.auth, query.tag),
     )
     caller = request.auth
-    if wants_csv(request, format):
+    if wants_csv(request, query.format):
         return csv_file(request, "billing-events.csv", event_lines(all_events(chosen), caller))
-    before = decode_cursor("event", cursor)
-    rows = list_events(chosen, before=before, limit=limit + 1)
-    page, following = cut_page(rows, limit, "event", lambda row: row.event_id)
+    before = decode_cursor("event", query.cursor)
+    rows = list_events(chosen, before=before, limit=query.limit + 1)
+    page, following = cut_page(rows, query.limit, "event", lambda row: row.event_id)
     totals = total_events(chosen)._asdict() if before is None else None
     return {"items": [event_json(row, caller) for row in page], "next": following, "totals": totals}
 

@@ -1,6 +1,6 @@
 """What mappings are made of: StEvE's tags, Lago's customers and subscriptions."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from django.conf import settings
 from ninja import Query, Router
@@ -8,13 +8,13 @@ from ninja import Query, Router
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, allow
-from ocpp_billing.api.pages import Cursor, CustomerParameter, Limit, cut_page, decode_cursor
+from ocpp_billing.api.pages import cut_page, decode_cursor
+from ocpp_billing.api.queries import CustomerQuery, SubscriptionQuery, TagQuery
 from ocpp_billing.api.schemas import (
     CustomerList,
     CustomersRead,
     SubscriptionList,
     TagPage,
-    Text,
 )
 from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT
 from ocpp_billing.mappings.customers import refresh_customers as read_all_customers
@@ -23,31 +23,24 @@ from ocpp_billing.mappings.tags import list_tags as find_tags
 
 router = Router(tags=["Tags, customers and subscriptions"])
 
-UNMAPPED = "Only tags whose sessions wait for a mapping, most energy first; one page."
-
 
 @router.get("/tags", response=TagPage, auth=allow(Role.VIEWER))
 def list_tags(
     request: ApiRequest,
-    search: Annotated[
-        Text, Query(description="Part of the tag; for viewers exactly its last four characters.")
-    ] = "",
-    unmapped: Annotated[bool, Query(description=UNMAPPED)] = False,  # noqa: FBT002 - in the address
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    query: Query[TagQuery],
 ) -> Any:
     """Tags that StEvE or a session showed, and who pays for them now."""
     caller = request.auth
     rows = find_tags(
         settings.CONFIG.steve_source,
         clock.now(),
-        search=search if caller.sees_tags else None,
-        end=search if search and not caller.sees_tags else None,
-        unmapped=unmapped,
-        after=0 if unmapped else decode_cursor("tag", cursor) or 0,
-        limit=limit if unmapped else limit + 1,
+        search=query.search if caller.sees_tags else None,
+        end=query.search if query.search and not caller.sees_tags else None,
+        unmapped=query.unmapped,
+        after=0 if query.unmapped else decode_cursor("tag", query.cursor) or 0,
+        limit=query.limit if query.unmapped else query.limit + 1,
     )
-    page, following = cut_page(rows, limit, "tag", lambda row: row.tag_id)
+    page, following = cut_page(rows, query.limit, "tag", lambda row: row.tag_id)
     items = [
         {
             "id_tag": caller.tag(row.id_tag),
@@ -70,11 +63,10 @@ def list_tags(
 @router.get("/customers", response=CustomerList, auth=allow(Role.VIEWER))
 def list_customers(
     request: ApiRequest,  # noqa: ARG001 - ninja's signature
-    search: Annotated[Text, Query(description="Part of name, e-mail or external id.")] = "",
-    limit: Limit = 50,
+    query: Query[CustomerQuery],
 ) -> Any:
     """Lago's customers. While Lago is away, ``unreachable`` is true and these are the remembered ones."""
-    found = search_customers(settings.CONFIG, search, limit=limit)
+    found = search_customers(settings.CONFIG, query.search, limit=query.limit)
     items = [
         {
             "id": row.external_id,
@@ -98,19 +90,19 @@ def refresh_customers(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's sig
 @router.get("/subscriptions", response=SubscriptionList, auth=allow(Role.VIEWER))
 def list_subscriptions(
     request: ApiRequest,  # noqa: ARG001 - ninja's signature
-    customer: CustomerParameter,
+    query: Query[SubscriptionQuery],
 ) -> Any:
     """The subscriptions of a customer, in every status. An upgrade shows as two rows of one id."""
-    return _subscriptions(customer, refresh=False)
+    return _subscriptions(query.customer, refresh=False)
 
 
 @router.post("/subscriptions/refresh", response=SubscriptionList, auth=allow(Role.OPERATOR))
 def refresh_subscriptions(
     request: ApiRequest,  # noqa: ARG001 - ninja's signature
-    customer: CustomerParameter,
+    query: Query[SubscriptionQuery],
 ) -> Any:
     """The same, asked from Lago now, however fresh the last answer is."""
-    return _subscriptions(customer, refresh=True)
+    return _subscriptions(query.customer, refresh=True)
 
 
 def _subscriptions(customer: str, *, refresh: bool) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def session_json(row: SessionRow, caller: Caller) -> dict[str, Any]:
         "id_tag": caller.tag(tag),
         "says": _says(row.says, row.reason, tag, caller),
         "flags": without_tag(row.flags, tag, caller),
-        "evidence": without_tag(_json(row.evidence), tag, caller),
+        "evidence": without_tag(row.evidence, tag, caller),
         "customer_id": shown.pop("customer"),
         "subscription_id": shown.pop("subscription"),
     }
@@ -152,10 +152,6 @@ def _says(says: str | None, reason: str | None, tag: str, caller: Caller) -> Any
     if says and reason == "identity_conflict" and not caller.sees_tags:
         return IDENTITY_IN_DOUBT
     return without_tag(says, tag, caller)
-
-
-def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
 
 
 def _lines(columns: list[str], rows: Iterator[dict[str, Any]]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Mappings: who pays for which tag, from when to when."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from django.conf import settings
 from django.db.models import Q
@@ -10,7 +10,8 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, Caller, allow
 from ocpp_billing.api.errors import ApiError
-from ocpp_billing.api.pages import Cursor, Limit, TagParameter, cut_page, decode_cursor
+from ocpp_billing.api.pages import cut_page, decode_cursor
+from ocpp_billing.api.queries import MappingQuery
 from ocpp_billing.api.schemas import (
     Id,
     Mapping,
@@ -20,7 +21,6 @@ from ocpp_billing.api.schemas import (
     MappingPage,
     MappingPreview,
     MappingSwitch,
-    Text,
 )
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.mappings import store
@@ -34,30 +34,26 @@ router = Router(tags=["Mappings"])
 @router.get("", response=MappingPage, auth=allow(Role.VIEWER))
 def list_mappings(
     request: ApiRequest,
-    tag: TagParameter = None,
-    customer: Text | None = None,
-    current: Annotated[bool | None, Query(description="true = valid now or later; false = over.")] = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    query: Query[MappingQuery],
 ) -> Any:
     """Mappings, newest first. The history of a tag is a chain of intervals."""
     rows = TagMapping.objects.filter(id_tag__source=settings.CONFIG.steve_source).select_related("id_tag")
-    if tag is not None and request.auth.sees_tags:
-        rows = rows.filter(id_tag__folded=fold_id_tag(tag))
-    elif tag is not None:
+    if query.tag is not None and request.auth.sees_tags:
+        rows = rows.filter(id_tag__folded=fold_id_tag(query.tag))
+    elif query.tag is not None:
         # Four characters and a tag longer than that: nobody finds out a tag by asking for its beginning.
-        rows = rows.filter(id_tag__text__iendswith=tag[-4:], id_tag__text__regex=r"^.{5,}$")
-        rows = rows if len(tag) == 4 else rows.none()
-    if customer is not None:
-        rows = rows.filter(customer_external_id=customer)
-    if current is not None:
+        rows = rows.filter(id_tag__text__iendswith=query.tag[-4:], id_tag__text__regex=r"^.{5,}$")
+        rows = rows if len(query.tag) == 4 else rows.none()
+    if query.customer is not None:
+        rows = rows.filter(customer_external_id=query.customer)
+    if query.current is not None:
         is_over = Q(valid_to__isnull=False, valid_to__lte=clock.now())
-        rows = rows.filter(~is_over if current else is_over)
-    before = decode_cursor("mapping", cursor)
+        rows = rows.filter(~is_over if query.current else is_over)
+    before = decode_cursor("mapping", query.cursor)
     if before is not None:
         rows = rows.filter(pk__lt=before)
-    found = list(rows.order_by("-pk")[: limit + 1])
-    page, following = cut_page(found, limit, "mapping", lambda mapping: mapping.pk)
+    found = list(rows.order_by("-pk")[: query.limit + 1])
+    page, following = cut_page(found, query.limit, "mapping", lambda mapping: mapping.pk)
     return {"items": [_mapping(row, request.auth) for row in page], "next": following}
 
 

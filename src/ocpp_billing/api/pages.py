@@ -4,35 +4,18 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.db import connection
 from django.http import HttpRequest, StreamingHttpResponse
-from ninja import Query
 
 from ocpp_billing.api.errors import ApiError
-from ocpp_billing.api.schemas import HIGHEST_ID, GivenInstant, Name, Text
+from ocpp_billing.api.schemas import HIGHEST_ID
 
 Row = TypeVar("Row")
 
-Since = Annotated[GivenInstant | None, Query(alias="from", description="At or after this instant.")]
-Until = Annotated[GivenInstant | None, Query(alias="to", description="Before this instant.")]
-TagParameter = Annotated[
-    Text | None, Query(description="The whole tag, in any case; for viewers its last four characters.")
-]
-CustomerParameter = Annotated[Name, Query(description="Lago's external customer id.")]
-Limit = Annotated[int, Query(ge=1, le=500, description="So many at most.")]
-Cursor = Annotated[
-    str | None,
-    Query(max_length=100, description="``next`` of the page before; leave it out for the first page."),
-]
-Format = Annotated[
-    Literal["json", "csv"] | None,
-    Query(description="csv = all rows of the filter as a file; so does 'Accept: text/csv'."),
-]
-ANY_OF = "Any of these; may be repeated."
 LINES_PER_CHUNK = 1_000
 
 

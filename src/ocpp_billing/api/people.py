@@ -1,6 +1,6 @@
 """People, their tokens, and the record of what they did."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from django.http import Http404
 from ninja import Query, Router, Status
@@ -9,11 +9,11 @@ from ocpp_billing.accounts import people, tokens
 from ocpp_billing.accounts.models import ApiToken, AuditEntry, Role, User
 from ocpp_billing.api.auth import ApiRequest, allow
 from ocpp_billing.api.errors import ApiError
-from ocpp_billing.api.pages import Cursor, Limit, Since, Until, cut_page, decode_cursor
+from ocpp_billing.api.pages import cut_page, decode_cursor
+from ocpp_billing.api.queries import AuditQuery, TokenQuery
 from ocpp_billing.api.schemas import (
     AuditPage,
     Id,
-    Text,
     TokenIn,
     TokenList,
     TokenMade,
@@ -97,13 +97,13 @@ def _user(user: User) -> dict[str, Any]:
 @tokens_router.get("", response=TokenList, auth=allow(Role.VIEWER))
 def list_tokens(
     request: ApiRequest,
-    everybody: Annotated[bool, Query(description="Of all people; admins only.")] = False,  # noqa: FBT002 - in the address
+    query: Query[TokenQuery],
 ) -> Any:
     """Your tokens, newest first, revoked and expired ones included. Never the tokens themselves."""
-    if everybody and request.auth.role != Role.ADMIN:
+    if query.everybody and request.auth.role != Role.ADMIN:
         raise ApiError(403, "forbidden", "Only admins see the tokens of everybody. Leave 'everybody' out.")
     rows = ApiToken.objects.select_related("user")
-    if not everybody:
+    if not query.everybody:
         rows = rows.filter(user=request.auth.user)
     return {"items": [_token(token) for token in rows]}
 
@@ -156,26 +156,20 @@ def _token(token: ApiToken) -> dict[str, Any]:
 @audit_router.get("", response=AuditPage, auth=allow(Role.ADMIN))
 def list_audit(
     request: ApiRequest,  # noqa: ARG001 - ninja's signature
-    since: Since = None,
-    until: Until = None,
-    user: Id | None = None,
-    action: Annotated[Text | None, Query(description="Such as mapping.create, or how it begins.")] = None,
-    target: Text | None = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    query: Query[AuditQuery],
 ) -> Any:
     """Who did what, to what, from where; newest first."""
     given = {
-        "at__gte": since,
-        "at__lt": until,
-        "user_id": user,
-        "action__startswith": action,
-        "target": target,
-        "pk__lt": decode_cursor("audit", cursor),
+        "at__gte": query.since,
+        "at__lt": query.until,
+        "user_id": query.user,
+        "action__startswith": query.action,
+        "target": query.target,
+        "pk__lt": decode_cursor("audit", query.cursor),
     }
     rows = AuditEntry.objects.filter(**{name: value for name, value in given.items() if value is not None})
-    found = list(rows.order_by("-pk")[: limit + 1])
-    page, following = cut_page(found, limit, "audit", lambda entry: entry.pk)
+    found = list(rows.order_by("-pk")[: query.limit + 1])
+    page, following = cut_page(found, query.limit, "audit", lambda entry: entry.pk)
     items = [
         {
             "id": entry.pk,

@@ -1,6 +1,6 @@
 """Charging sessions: lists, files, and one with everything behind it; what waits for a person."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from django.conf import settings
 from django.http import Http404
@@ -16,19 +16,13 @@ from ocpp_billing.api.ledger import (
     tag_filter,
 )
 from ocpp_billing.api.pages import (
-    ANY_OF,
     CSV_TOO,
-    Cursor,
-    Format,
-    Limit,
-    Since,
-    TagParameter,
-    Until,
     csv_file,
     cut_page,
     decode_cursor,
     wants_csv,
 )
+from ocpp_billing.api.queries import HeldQuery, Pages, SessionQuery
 from ocpp_billing.api.schemas import (
     AcceptIn,
     AssignIn,
@@ -38,7 +32,6 @@ from ocpp_billing.api.schemas import (
     Session,
     SessionDetail,
     SessionPage,
-    Text,
 )
 from ocpp_billing.billing import review
 from ocpp_billing.billing.listing import (
@@ -48,7 +41,7 @@ from ocpp_billing.billing.listing import (
     list_sessions,
     total_sessions,
 )
-from ocpp_billing.charging.models import ChargingSession, SessionState
+from ocpp_billing.charging.models import ChargingSession
 
 router = Router(tags=["Sessions"])
 held_router = Router(tags=["Held"])
@@ -57,18 +50,7 @@ held_router = Router(tags=["Held"])
 @router.get("", response=SessionPage, auth=allow(Role.VIEWER), openapi_extra=CSV_TOO)
 def find_sessions(
     request: ApiRequest,
-    since: Since = None,
-    until: Until = None,
-    state: Annotated[list[SessionState], Query(description=ANY_OF)] = [],  # noqa: B006 - never changed
-    reason: Text | None = None,
-    customer: Text | None = None,
-    subscription: Text | None = None,
-    tag: TagParameter = None,
-    charge_box: Text | None = None,
-    steve_id: Id | None = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
-    format: Format = None,  # noqa: A002 - its name in the address
+    query: Query[SessionQuery],
 ) -> Any:
     """Sessions, the one that became known last first, as JSON pages or a CSV file of all.
 
@@ -77,19 +59,19 @@ def find_sessions(
     """
     chosen = LedgerFilter(
         source=settings.CONFIG.steve_source,
-        since=since,
-        until=until,
-        states=state,
-        reason=reason,
-        customer=customer,
-        subscription=subscription,
-        charge_box=charge_box,
-        steve_id=steve_id,
-        **tag_filter(request.auth, tag),
+        since=query.since,
+        until=query.until,
+        states=query.state,
+        reason=query.reason,
+        customer=query.customer,
+        subscription=query.subscription,
+        charge_box=query.charge_box,
+        steve_id=query.steve_id,
+        **tag_filter(request.auth, query.tag),
     )
-    if wants_csv(request, format):
+    if wants_csv(request, query.format):
         return csv_file(request, "sessions.csv", session_lines(all_sessions(chosen), request.auth))
-    return _page(chosen, request.auth, limit, cursor)
+    return _page(chosen, request.auth, query)
 
 
 @router.get("/{session_id}", response=SessionDetail, auth=allow(Role.VIEWER))
@@ -101,14 +83,11 @@ def get_session(request: ApiRequest, session_id: Id) -> Any:
 @held_router.get("", response=SessionPage, auth=allow(Role.VIEWER))
 def list_held(
     request: ApiRequest,
-    state: Literal["held", "stuck", "rejected"] = "held",
-    reason: Text | None = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    query: Query[HeldQuery],
 ) -> Any:
     """Sessions that wait for a person, newest first, with the reason in a code and in words (``says``)."""
-    chosen = LedgerFilter(source=settings.CONFIG.steve_source, states=[state], reason=reason)
-    return _page(chosen, request.auth, limit, cursor)
+    chosen = LedgerFilter(source=settings.CONFIG.steve_source, states=[query.state], reason=query.reason)
+    return _page(chosen, request.auth, query)
 
 
 @held_router.post("/{session_id}/accept", response=Session, auth=allow(Role.OPERATOR))
@@ -153,10 +132,10 @@ def enter_reading(request: ApiRequest, session_id: Id, data: ReadingIn) -> Any:
     return _one(session_id, request.auth)
 
 
-def _page(chosen: LedgerFilter, caller: Caller, limit: int, cursor: str | None) -> dict[str, Any]:
-    before = decode_cursor("session", cursor)
-    rows = list_sessions(chosen, before=before, limit=limit + 1)
-    page, following = cut_page(rows, limit, "session", lambda row: row.session_id)
+def _page(chosen: LedgerFilter, caller: Caller, query: Pages) -> dict[str, Any]:
+    before = decode_cursor("session", query.cursor)
+    rows = list_sessions(chosen, before=before, limit=query.limit + 1)
+    page, following = cut_page(rows, query.limit, "session", lambda row: row.session_id)
     totals = total_sessions(chosen)._asdict() if before is None else None
     return {"items": [session_json(row, caller) for row in page], "next": following, "totals": totals}
 

@@ -5,13 +5,14 @@ from typing import Any
 from django.conf import settings
 from django.db import transaction
 from django.http import Http404
-from ninja import Router, Status
+from ninja import Query, Router, Status
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, allow
-from ocpp_billing.api.pages import Cursor, Limit, cut_page, decode_cursor, encode_cursor
+from ocpp_billing.api.pages import cut_page, decode_cursor, encode_cursor
+from ocpp_billing.api.queries import Pages, RunQuery
 from ocpp_billing.api.schemas import Id, LogPage, Run, RunDetail, RunPage, SyncStatus, Triggered
 from ocpp_billing.billing import control
 from ocpp_billing.sync.liveness import worker_alive
@@ -67,18 +68,16 @@ def sync_status(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's signature
 @router.get("/runs", response=RunPage, auth=allow(Role.VIEWER))
 def list_runs(
     request: ApiRequest,  # noqa: ARG001 - ninja's signature
-    status: RunStatus | None = None,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    query: Query[RunQuery],
 ) -> Any:
     """Runs, newest first."""
     runs = SyncRun.objects.filter(source_id=settings.CONFIG.steve_source).order_by("-id")
-    if status is not None:
-        runs = runs.filter(status=status)
-    before = decode_cursor("run", cursor)
+    if query.status is not None:
+        runs = runs.filter(status=query.status)
+    before = decode_cursor("run", query.cursor)
     if before is not None:
         runs = runs.filter(pk__lt=before)
-    page, following = cut_page(list(runs[: limit + 1]), limit, "run", lambda run: run.pk)
+    page, following = cut_page(list(runs[: query.limit + 1]), query.limit, "run", lambda run: run.pk)
     return {"items": [_run(run) for run in page], "next": following}
 
 
@@ -93,17 +92,16 @@ def get_run(request: ApiRequest, run_id: Id) -> Any:  # noqa: ARG001 - ninja's s
 def get_run_log(
     request: ApiRequest,  # noqa: ARG001 - ninja's signature
     run_id: Id,
-    limit: Limit = 100,
-    cursor: Cursor = None,
+    query: Query[Pages],
 ) -> Any:
     """What a run said, oldest first.
 
     While the run goes on, ``next`` is there even when the page is not full: ask again with it to follow.
     """
     run = _find(run_id)
-    after = decode_cursor("log", cursor) or 0
-    lines = list(SyncLog.objects.filter(run=run, pk__gt=after).order_by("pk")[: limit + 1])
-    page, following = cut_page(lines, limit, "log", lambda line: line.pk)
+    after = decode_cursor("log", query.cursor) or 0
+    lines = list(SyncLog.objects.filter(run=run, pk__gt=after).order_by("pk")[: query.limit + 1])
+    page, following = cut_page(lines, query.limit, "log", lambda line: line.pk)
     if following is None and run.status in {RunStatus.RUNNING, RunStatus.REQUESTED}:
         following = encode_cursor("log", page[-1].pk if page else after)
     return {"items": page, "next": following}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from django.db import connection
 
 from ocpp_billing.charging.fold import fold_id_tag
@@ -137,7 +138,8 @@ def list_sessions(chosen: LedgerFilter, *, before: int | None = None, limit: int
     where = _sessions_where(chosen)
     where.add("s.id < %(before)s", "before", before)
     sql = _SESSIONS.format(where=where.sql)
-    return [SessionRow(*row) for row in _rows(sql, where.bound | {"limit": limit})]
+    rows = (SessionRow(*row) for row in _rows(sql, where.bound | {"limit": limit}))
+    return [row._replace(flags=_decoded(row.flags), evidence=_decoded(row.evidence)) for row in rows]
 
 
 def total_sessions(chosen: LedgerFilter) -> Totals:
@@ -183,6 +185,10 @@ def _rows(sql: str, bound: dict[str, Any]) -> list[tuple[Any, ...]]:
         cursor.execute(sql, bound)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
     return rows
+
+
+def _decoded(jsonb: Any) -> Any:
+    return None if jsonb is None else msgspec.json.decode(jsonb)  # Django leaves it as text
 
 
 def _sessions_where(chosen: LedgerFilter) -> _Where:
