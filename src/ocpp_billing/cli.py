@@ -444,17 +444,20 @@ def web(config: Config, args: argparse.Namespace) -> int:
     if not port_is_free(args.host, args.port):
         raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
     with ledger(config):
-        uvicorn.run(
-            "ocpp_billing.asgi:application",
-            host=args.host,
-            port=args.port,
-            workers=args.processes if args.processes > 1 else None,
-            timeout_graceful_shutdown=3,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-        )
+        from ocpp_billing.alerts.watchman import WorkerGuard
+
+        with WorkerGuard(config):
+            uvicorn.run(
+                "ocpp_billing.asgi:application",
+                host=args.host,
+                port=args.port,
+                workers=args.processes if args.processes > 1 else None,
+                timeout_graceful_shutdown=3,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+            )
     return DONE
 
 
