@@ -47,7 +47,9 @@ def test_a_token_says_what_it_is_and_proves_that_it_was_typed_right():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "obs_", "obs_é" + "0" * 48, generate_token()[4:], generate_token() + "\n"]
+    "text",
+    ["", "obs_", "obs_é" + "0" * 48, generate_token()[4:], generate_token() + "\n"],
+    ids=["nothing", "only the prefix", "not ASCII", "no prefix", "a line's end"],
 )
 def test_what_is_no_token_of_ours_is_refused_without_asking_the_database(text, django_assert_num_queries):
     with django_assert_num_queries(0):
