@@ -296,7 +296,8 @@ WITH written AS (
     ON CONFLICT (source_id, steve_id, fingerprint) DO UPDATE SET
         stopped_at = EXCLUDED.stopped_at, stop_wh = EXCLUDED.stop_wh,
         stop_reason = EXCLUDED.stop_reason, stop_actor = EXCLUDED.stop_actor, raw = EXCLUDED.raw,
-        stop_seen_at = coalesce(s.stop_seen_at, EXCLUDED.stop_seen_at),
+        stop_seen_at = CASE WHEN s.stopped_at = EXCLUDED.stopped_at THEN s.stop_seen_at
+            ELSE EXCLUDED.stop_seen_at END,
         changed_at = EXCLUDED.changed_at, revision = s.revision + 1, vanished_at = NULL,
         reading_stop_wh = NULL, reading_stopped_at = NULL,
         stuck_since = CASE WHEN EXCLUDED.stopped_at IS NULL THEN s.stuck_since END,
