@@ -110,6 +110,8 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
             )
             with pause_where_identity_is_in_doubt(config, discovery):
                 discovery.cycle()
+            if found.discovered >= GROWN_MUCH:
+                refresh_statistics("charging_session")
             _look_for_stuck_sessions(config, discovery, journal)
             _read_tags(source.name, steve, progress, journal)
         finally:
