@@ -141,10 +141,11 @@ class Enumeration:
             elif survived:
                 break
             world.clock.advance(PAUSE)
-        self._come_to_rest()
+        self.come_to_rest()
         return processes
 
-    def _come_to_rest(self) -> None:
+    def come_to_rest(self) -> None:
+        """Let runs follow until nothing is under way, and judge what has become of everything."""
         for _ in range(RUNS_TO_REST):
             if not under_way(self.world):
                 break

@@ -17,7 +17,7 @@ from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.sync.clients import open_clients
-from ocpp_billing.sync.run import policy_of
+from ocpp_billing.sync.policy import policy_of
 from tests.crash.mortal import Boundary
 from tests.crash.saved import SavedLedger
 
