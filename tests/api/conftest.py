@@ -7,6 +7,7 @@ import json
 
 import pytest
 from django.conf import settings as django_settings
+from django.core.cache import cache
 from django.test import Client
 
 from ocpp_billing import clock
@@ -53,7 +54,7 @@ class Api:
 
 
 @pytest.fixture
-def as_token(db):
+def as_token():
     """A function: role -> the API with a token of that role."""
 
     def calls(role=Role.ADMIN, *, owner=None):
@@ -64,7 +65,7 @@ def as_token(db):
 
 
 @pytest.fixture
-def as_session(db):
+def as_session():
     """A function: role -> the API with a signed-in session, CSRF enforced and its token sent."""
 
     def calls(role=Role.ADMIN, *, csrf=True):
@@ -79,5 +80,14 @@ def as_session(db):
 
 
 @pytest.fixture
-def as_nobody(db):
+def call(world, as_token, settings, lago_is_away):
+    """The API as an operator, between a StEvE and a Lago that answer."""
+    settings.CONFIG = world.config()
+    cache.clear()  # what an earlier test left committed
+    yield as_token(Role.OPERATOR)
+    cache.clear()
+
+
+@pytest.fixture
+def as_nobody():
     return Api(Client(enforce_csrf_checks=True))

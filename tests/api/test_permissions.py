@@ -9,6 +9,8 @@ import pytest
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.application import api
 
+pytestmark = pytest.mark.django_db
+
 VIEWER, OPERATOR, ADMIN = Role.VIEWER, Role.OPERATOR, Role.ADMIN
 # Written by hand: what an operation needs is decided here, not read from the code.
 NEEDS = {

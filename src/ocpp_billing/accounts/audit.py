@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from allauth.account.adapter import get_adapter
 from allauth.core import context
+from django.core.exceptions import PermissionDenied
 
 from ocpp_billing.accounts.models import AuditEntry
 
@@ -56,5 +57,14 @@ def record(
         before=before,
         after=after,
         note=note,
-        address=None if request is None else get_adapter(request).get_client_ip(request),
+        address=None if request is None else client_address(request),
     )
+
+
+def client_address(request: HttpRequest) -> str | None:
+    """Where a request comes from; None where the server does not know, as behind a Unix socket."""
+    try:
+        address: str = get_adapter(request).get_client_ip(request)
+    except PermissionDenied:
+        return None
+    return address

@@ -4,13 +4,13 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Any
 
-from allauth.account.adapter import get_adapter
 from django.core.cache import cache
 from django.http import HttpRequest
 from ninja.security import APIKeyCookie, HttpBearer
 from ninja.utils import check_csrf
 
 from ocpp_billing import clock
+from ocpp_billing.accounts.audit import client_address
 from ocpp_billing.accounts.models import ApiToken, Role, User
 from ocpp_billing.accounts.tokens import authenticate_token
 from ocpp_billing.api.errors import ApiError
@@ -126,7 +126,7 @@ def token_caller(request: HttpRequest, text: str) -> Caller:
     if token is not None:
         return Caller(token.user, token.effective_role, token)
     now_s = int(clock.now().timestamp())
-    address = _network(get_adapter(request).get_client_ip(request))
+    address = _network(client_address(request))
     key = f"api-refused:{address}:{now_s // REFUSAL_WINDOW_S}"
     refused = int(cache.get(key, 0)) + 1
     if refused > REFUSALS:
@@ -141,8 +141,10 @@ def token_caller(request: HttpRequest, text: str) -> Caller:
     raise ApiError(401, "unauthenticated", REFUSED, WWW_Authenticate='Bearer error="invalid_token"')
 
 
-def _network(address: str) -> str:
+def _network(address: str | None) -> str:
     """An IPv4 address, or the /64 of an IPv6 one: one customer has all of that."""
+    if address is None:
+        return "unknown"
     parsed = ipaddress.ip_address(address)
     if parsed.version == 4:
         return str(parsed)
