@@ -58,7 +58,7 @@ class Sleeper(Mortal):
             self.live(act)
         except FenceError:
             self.fenced_off = True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - wake() raises it in the thread of the test
             self.error = error
         finally:
             self.asleep.set()
@@ -133,5 +133,4 @@ def test_without_the_fence_an_old_leader_writes_what_is_out_of_date(world, monke
             assert sleep_through(plays, number).fenced_off
         take_down_the_fence(monkeypatch)
         with pytest.raises(AssertionError, match="9000 Wh delivered"):
-            for number in stale:
-                sleep_through(plays, number)
+            [sleep_through(plays, number) for number in stale]
