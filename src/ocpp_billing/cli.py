@@ -279,7 +279,7 @@ def move(config: Config, args: argparse.Namespace) -> int:
         from ocpp_billing.billing.move import carry_out_move, preview_move
         from ocpp_billing.charging.models import ChargingSession
         from ocpp_billing.lago.directory import LagoDirectory
-        from ocpp_billing.sync.run import policy_of
+        from ocpp_billing.sync.policy import policy_of
 
         found = ChargingSession.objects.filter(
             source=config.steve_source, steve_id__in=args.session, superseded_at=None

@@ -299,6 +299,8 @@ WITH written AS (
         stop_seen_at = CASE WHEN s.stopped_at = EXCLUDED.stopped_at THEN s.stop_seen_at
             ELSE EXCLUDED.stop_seen_at END,
         changed_at = EXCLUDED.changed_at, revision = s.revision + 1, vanished_at = NULL,
+        -- An open session may have been read before those with lower ids were.
+        latest_lower_start_at = greatest(s.latest_lower_start_at, EXCLUDED.latest_lower_start_at),
         reading_stop_wh = NULL, reading_stopped_at = NULL,
         stuck_since = CASE WHEN EXCLUDED.stopped_at IS NULL THEN s.stuck_since END,
         state = EXCLUDED.state, reason = EXCLUDED.reason,

@@ -19,7 +19,8 @@ from ocpp_billing.billing.outbox import break_leases, next_due_at
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.steve.discovery import REST_FACTOR, AnotherSteveError
 from ocpp_billing.steve.errors import SteveError
-from ocpp_billing.sync.run import Recorder, confirm, decide, deliver, pause_where_identity_is_in_doubt
+from ocpp_billing.sync.reading import Recorder, pause_where_identity_is_in_doubt
+from ocpp_billing.sync.run import confirm, decide, deliver
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -168,9 +168,9 @@ class Leader:
 
     def _run_in_full(self, run_id: int) -> None:
         began = clock.now()
-        self._carry_out(run_id, RunTrigger.MANUAL, synchronize)
+        run = self._carry_out(run_id, RunTrigger.MANUAL, synchronize)
         self.dues.confirmed(began, took=timedelta())
-        self._watch_failures = 0
+        self._watch_failures = 1 if run is not None and _could_not_read(run) else 0
         self._rest_watch()
 
     # -- short runs --------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Leader:
             .order_by("-id")
             .first()
         )
-        if latest is not None and any(error["step"] == "discover" for error in latest.errors):
+        if latest is not None and _could_not_read(latest):
             request_run(
                 self.config.steve_source, trigger=RunTrigger.RECOVERY, requested_by="StEvE answers again"
             )
@@ -298,6 +298,10 @@ class Leader:
     def _prune(self) -> None:
         prune(self.config, self.name, clock.now())
         self._prune_at = clock.now() + PRUNES_EVERY
+
+
+def _could_not_read(run: SyncRun) -> bool:
+    return any(error["step"] == "discover" for error in run.errors)
 
 
 class InternalError(Exception):

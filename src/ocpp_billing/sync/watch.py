@@ -98,16 +98,18 @@ def look(config: Config, steve: SteveClient, *, worker: str) -> Look | None:
 
 
 def _capabilities(config: Config, source: Source) -> Capabilities | None:
-    """What a full run found out about this StEvE's release; None when there was none that read it all."""
+    """What a full run found out about this StEvE's release; None when there was none that read it all.
+
+    What it may not know yet, how windows are compared, is of no use here.
+    """
     if not source.progress.get("backfilled_at"):
         return None
     if config.steve_release:
         return override(config.steve_release, has_username=config.steve_api_username is not None)
     try:
-        capabilities = Capabilities.from_dict(source.capabilities or {})
+        return Capabilities.from_dict(source.capabilities or {})
     except ValueError:
         return None
-    return capabilities if capabilities.complete else None
 
 
 def _is_news(answer: Answer, known: KnownSessions) -> bool:

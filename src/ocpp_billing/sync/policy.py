@@ -1,0 +1,76 @@
+"""What decisions depend on besides the session, and which sessions are decided anew by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ocpp_billing import clock
+from ocpp_billing.billing import control
+from ocpp_billing.billing.decide import DecisionPolicy
+from ocpp_billing.billing.rules import Limits
+from ocpp_billing.sync.database import fenced_transaction
+from ocpp_billing.sync.reading import store_progress
+
+if TYPE_CHECKING:
+    from ocpp_billing.config import Config
+    from ocpp_billing.sync.journal import RunJournal
+
+
+def policy_of(config: Config) -> DecisionPolicy:
+    """What decisions depend on, from the settings and the go-live instant."""
+    return DecisionPolicy(
+        source=config.steve_source,
+        metric_code=config.lago_metric_code,
+        limits=Limits(
+            max_session_kwh=config.max_session_kwh,
+            max_power_kw=config.max_power_kw,
+            max_session_hours=config.max_session_hours,
+            min_session_kwh=config.min_session_kwh,
+        ),
+        late_policy=config.late_policy,
+        max_auto_correction_wh=int(config.max_auto_correction_kwh * 1000),
+        send_id_tag=config.lago_send_id_tag,
+        go_live_at=control.read_status(config).live_from,
+    )
+
+
+def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> None:
+    """Held sessions are decided anew by themselves when their cause may have gone away.
+
+    What waits for Lago: in every run. Everything held: once a night. What a threshold held or excluded:
+    when the settings have changed. Mappings, rulings and evidence ask by themselves when they change.
+    """
+    policy = policy_of(config)
+    today = clock.now().astimezone(config.timezone).date().isoformat()
+    settings = repr((policy.limits, policy.late_policy, policy.max_auto_correction_wh, policy.metric_code))
+    with fenced_transaction("ask again", journal.fence) as cursor:
+        cursor.execute("SELECT progress FROM source WHERE name = %s FOR UPDATE", [config.steve_source])
+        row = cursor.fetchone()
+        progress = {} if row is None else msgspec.json.decode(row[0])
+        if progress.get("settings", settings) != settings:
+            states, reasons = ["held", "excluded", "queued"], None
+        elif progress.get("asked_again_on") != today:
+            states, reasons = ["held"], None
+        else:
+            states, reasons = ["held"], WAITS_FOR_LAGO
+        bound = {"source": config.steve_source, "states": states, "reasons": reasons}
+        cursor.execute(_ASK_AGAIN, bound)
+        progress |= {"settings": settings, "asked_again_on": today}
+        store_progress(cursor, config.steve_source, progress)
+
+
+WAITS_FOR_LAGO: list[str] | None = [
+    "no_subscription",
+    "ambiguous_subscription",
+    "metric_not_charged",
+    "late_period",
+    "refund_by_credit_note",
+]
+
+_ASK_AGAIN = """
+UPDATE charging_session SET needs_decision = true, asked = asked + 1
+WHERE source_id = %(source)s AND state = ANY(%(states)s) AND NOT needs_decision
+  AND (%(reasons)s::text[] IS NULL OR reason = ANY(%(reasons)s::text[]))
+"""

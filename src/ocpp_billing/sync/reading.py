@@ -1,0 +1,225 @@
+"""Steps 1 and 2 of a run: ask StEvE for what may be new or changed, and write each answer down."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ocpp_billing import clock
+from ocpp_billing.billing import control
+from ocpp_billing.billing.decide import GROWN_MUCH
+from ocpp_billing.charging.ingest import (
+    IngestCounts,
+    Restored,
+    ingest_transactions,
+    mark_vanished,
+    rewind,
+)
+from ocpp_billing.charging.known import KnownSessions
+from ocpp_billing.charging.models import Source
+from ocpp_billing.charging.stuck import StuckSearch
+from ocpp_billing.charging.tags import ingest_tags
+from ocpp_billing.effects import effect
+from ocpp_billing.steve.capabilities import Capabilities, override, probe
+from ocpp_billing.steve.discovery import REST_FACTOR, TAGS_EVERY, AnotherSteveError, Discovery
+from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError
+from ocpp_billing.sync.database import fenced_transaction, refresh_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocpp_billing.config import Config
+    from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.wire import TransactionsAnswer
+    from ocpp_billing.sync.database import Fence
+    from ocpp_billing.sync.journal import RunJournal
+
+# What a StEvE can do is found out again so often: it may have been upgraded.
+PROBE_EVERY = timedelta(days=1)
+
+
+def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal) -> None:
+    """Read what may be new or changed, and write each answer down before the next question."""
+    recorder = Recorder(config.steve_source, journal.fence)
+    found = recorder.found
+    with journal.step("discover", SteveError, AnotherSteveError), journal.step("record") as recorded:
+        try:
+            with effect("db commit source"):
+                source, _ = Source.objects.get_or_create(name=config.steve_source)
+            capabilities = _capabilities(config, steve, source)
+            progress = source.progress
+
+            discovery = Discovery(
+                client=steve,
+                capabilities=capabilities,
+                known=KnownSessions(source.name),
+                record=recorder,
+                progress=progress,
+                say=lambda text: journal.say("discover.progress", text),
+                zone=config.timezone,
+            )
+            with pause_where_identity_is_in_doubt(config, discovery), _forget_where_refused(source):
+                discovery.cycle()
+            if found.discovered >= GROWN_MUCH:
+                refresh_statistics("charging_session")
+            _look_for_stuck_sessions(config, discovery, journal)
+            _read_tags(source.name, steve, progress, journal)
+        finally:
+            recorded |= {
+                "discovered": found.discovered,
+                "changed": found.changed,
+                "malformed": found.malformed,
+            }
+    if found.discovered >= GROWN_MUCH:
+        refresh_statistics("charging_session", "id_tag")
+    if found.discovered or found.changed or found.malformed:
+        journal.say(
+            "record.done",
+            f"{found.discovered} sessions discovered, {found.changed} changed, {found.malformed} set aside",
+        )
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Writes down what discovery read, and how far it has come, in one transaction each.
+
+    Attributes:
+        source: name of the StEvE.
+        fence: the run.
+        found: what all answers together brought.
+    """
+
+    source: str
+    fence: Fence
+    found: IngestCounts = field(default_factory=IngestCounts)
+
+    def __call__(
+        self,
+        answer: TransactionsAnswer,
+        *,
+        gone: Sequence[int],
+        progress: dict[str, Any],
+        rewind_to: int | None = None,
+    ) -> Sequence[int]:
+        """Record one answer: see :class:`ocpp_billing.steve.discovery.Recorder`."""
+        with fenced_transaction("record", self.fence) as cursor:
+            now = clock.now()
+            read = ingest_transactions(
+                cursor, self.source, answer.rows, answer.malformed, now, _restored(progress)
+            )
+            if gone:
+                mark_vanished(cursor, self.source, gone, now)
+            if rewind_to is not None:
+                rewind(cursor, self.source, rewind_to)
+            store_progress(cursor, self.source, progress)
+        self.found.add(read)
+        return read.strangers
+
+
+@contextmanager
+def pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> Iterator[None]:
+    """Stop delivery when StEvE is another one, was restored, or shows others under known numbers."""
+    restored_before = discovery.progress.get("restored")
+    try:
+        yield
+    except AnotherSteveError as error:
+        control.pause(config, by=control.BY_ITSELF, reason=str(error))
+        raise
+    restored = discovery.progress.get("restored")
+    if restored != restored_before and restored is not None:
+        reason = (
+            f"StEvE was restored from a backup: ids after {restored['after']} mean new sessions now. Check "
+            "that the sessions on both sides of it look right, then resume."
+        )
+        control.pause(config, by=control.BY_ITSELF, reason=reason)
+    if discovery.strangers:
+        some = ", ".join(map(str, sorted(discovery.strangers)[:5]))
+        reason = f"StEvE shows other sessions under numbers that are known ({some}); they were not recorded."
+        control.pause(config, by=control.BY_ITSELF, reason=reason)
+        raise AnotherSteveError(reason)
+
+
+@contextmanager
+def _forget_where_refused(source: Source) -> Iterator[None]:
+    """StEvE refuses what it was able to do: it was changed, so it is found out anew in the next run."""
+    try:
+        yield
+    except (BadRequest, FeatureMissing):
+        with effect("db commit capabilities"):
+            Source.objects.filter(pk=source.pk).update(capabilities=None)
+        raise
+
+
+def _look_for_stuck_sessions(config: Config, discovery: Discovery, journal: RunJournal) -> None:
+    """Set aside what will hardly ever stop by itself, with the evidence of how much was delivered."""
+    found = StuckSearch(
+        source=config.steve_source,
+        client=discovery.client,
+        capabilities=discovery.capabilities,
+        stuck_after=timedelta(hours=config.stuck_after_hours),
+        record=discovery.record,
+        progress=discovery.progress,
+        fence=journal.fence,
+    ).search()
+    if found.stuck or found.going_on:
+        journal.say("stuck.done", f"{found.stuck} sessions became stuck, {found.going_on} go on")
+
+
+def _restored(progress: dict[str, Any]) -> Restored | None:
+    mark = progress.get("restored")
+    return None if mark is None else Restored(int(mark["after"]), datetime.fromisoformat(mark["at"]))
+
+
+def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabilities:
+    """What this StEvE's release can do: from the settings, from the ledger, or found out now."""
+    if config.steve_release:
+        return override(config.steve_release, has_username=config.steve_api_username is not None)
+    api_url = steve.locate()
+    if source.capabilities and source.base_url == api_url:
+        try:
+            known = Capabilities.from_dict(source.capabilities)
+        except ValueError:
+            known = None
+        fresh = source.capabilities_at is not None and clock.now() < source.capabilities_at + PROBE_EVERY
+        if known is not None and known.complete and fresh:
+            return known
+    latest = KnownSessions(source.name).latest_ids(1)
+    capabilities = probe(steve, latest[0] if latest else None)
+    source.capabilities, source.capabilities_at, source.base_url = (
+        capabilities.to_dict(),
+        clock.now(),
+        api_url,
+    )
+    with effect("db commit capabilities"):
+        source.save(update_fields=["capabilities", "capabilities_at", "base_url"])
+    return capabilities
+
+
+def _read_tags(name: str, steve: SteveClient, progress: dict[str, Any], journal: RunJournal) -> None:
+    """Read the list of tags when it is old or a tag turned up whose parent we do not know; paced."""
+    last = progress.get("tags")
+    if last is not None:
+        read_at = datetime.fromisoformat(last["at"])
+        rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
+        wanted = KnownSessions(name).unknown_tags() or clock.now() >= read_at + TAGS_EVERY
+        if not wanted or clock.now() < read_at + rest:
+            return
+    busy_before = steve.busy_s
+    answer = steve.tags()
+    progress["tags"] = {"at": clock.now().isoformat(), "took_s": round(steve.busy_s - busy_before, 3)}
+    with fenced_transaction("record tags", journal.fence) as cursor:
+        ingest_tags(cursor, name, answer.rows, clock.now())
+        store_progress(cursor, name, progress)
+    if answer.malformed:
+        journal.left(f"{len(answer.malformed)} tags of StEvE could not be read: {answer.malformed[0].reason}")
+
+
+def store_progress(cursor: Any, source: str, progress: dict[str, Any]) -> None:
+    """Remember how far reading has come."""
+    cursor.execute(
+        "UPDATE source SET progress = %s WHERE name = %s", [msgspec.json.encode(progress).decode(), source]
+    )
