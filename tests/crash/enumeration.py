@@ -141,20 +141,8 @@ class Enumeration:
             elif survived:
                 break
             world.clock.advance(PAUSE)
-        self.come_to_rest()
+        come_to_rest(world)
         return processes
-
-    def come_to_rest(self) -> None:
-        """Let runs follow until nothing is under way, and judge what has become of everything."""
-        for _ in range(RUNS_TO_REST):
-            if not under_way(self.world):
-                break
-            self.world.clock.advance(minutes=15)
-            self.world.sync()
-        left = under_way(self.world)
-        assert not left, f"still under way: {left}"
-        assert_whole(self.world)
-        assert_conserved(self.world)
 
 
 @contextmanager
@@ -163,6 +151,19 @@ def enumerated(world: World, story: Story) -> Iterator[Enumeration]:
     story.prepare(world)
     with saved(world) as start:
         yield Enumeration(world, story, start)
+
+
+def come_to_rest(world: World) -> None:
+    """Let runs follow until nothing is under way, and judge what has become of everything."""
+    for _ in range(RUNS_TO_REST):
+        if not under_way(world):
+            break
+        world.clock.advance(minutes=15)
+        world.sync()
+    left = under_way(world)
+    assert not left, f"still under way: {left}"
+    assert_whole(world)
+    assert_conserved(world)
 
 
 def weight_of(boundary: Boundary) -> int:

@@ -89,7 +89,7 @@ def _mixed(world: World) -> None:
 # -- corrections -----------------------------------------------------------------------------------------
 
 
-def _show_stop(world: World, steve_id: int, energy_wh: int) -> None:
+def show_stop(world: World, steve_id: int, energy_wh: int) -> None:
     """Let StEvE show another stop register: that is what was delivered."""
     (entry,) = (entry for entry in world.steve.ledger() if entry.transaction_id == steve_id)
     assert entry.start_wh is not None
@@ -108,13 +108,13 @@ def _billed_two(world: World) -> None:
 
 def _changed_stops(world: World) -> None:
     _billed_two(world)
-    _show_stop(world, 1, 12_500)
-    _show_stop(world, 2, 5_000)
+    show_stop(world, 1, 12_500)
+    show_stop(world, 2, 5_000)
 
 
 def _stop_changes(world: World) -> None:
     """What was just sent, or was not, changes before the next process looks."""
-    _show_stop(world, 3, 9_000)
+    show_stop(world, 3, 9_000)
 
 
 def _one_more(world: World) -> None:
@@ -257,7 +257,7 @@ def _restored_ledger(world: World) -> None:
     world.sync()
     backup.restore()
     backup.drop()
-    _show_stop(world, 3, 1_100)
+    show_stop(world, 3, 1_100)
 
 
 def _adopt(world: World) -> None:

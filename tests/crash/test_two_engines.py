@@ -13,7 +13,7 @@ import pytest
 
 from ocpp_billing.effects import install_hook
 from ocpp_billing.sync.database import FenceError, fenced_transaction
-from tests.crash.enumeration import enumerated
+from tests.crash.enumeration import come_to_rest, enumerated
 from tests.crash.mortal import Mortal
 from tests.crash.oracle import assert_conserved, assert_whole, outcome_of
 from tests.crash.stories import STORIES
@@ -78,7 +78,7 @@ def sleep_through(plays, sleeps_at):
         sleeper.wake()
     assert_whole(world)
     assert_conserved(world)
-    plays.come_to_rest()
+    come_to_rest(world)
     return sleeper
 
 
