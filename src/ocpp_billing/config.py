@@ -63,6 +63,13 @@ def _http_url(value: str) -> str:
     return value.rstrip("/?#")
 
 
+def _webhook_url(value: str) -> str:
+    address, mark, query = value.partition("?")
+    if not query.isprintable() or " " in query or "#" in query:
+        raise ValueError("an address such as https://example.org/hook")
+    return _http_url(address) + mark + query
+
+
 def _database_url(value: str) -> str:
     try:
         conninfo_to_dict(value)
@@ -350,7 +357,7 @@ class Config:
         _addresses, None, "Who gets alerts by e-mail, separated by commas; needs EMAIL_HOST", group="Alerts"
     )
     alert_webhook_url: str | None = _option(
-        _http_url, None, "Address that alerts are posted to; needs ALERT_WEBHOOK_SECRET", group="Alerts"
+        _webhook_url, None, "Address that alerts are posted to; needs ALERT_WEBHOOK_SECRET", group="Alerts"
     )
     alert_webhook_secret: str | None = _option(
         _secret, None, "Signs alerts to the webhook (HMAC-SHA256)", group="Alerts"

@@ -176,7 +176,19 @@ TABLE: dict[str, tuple[list[tuple[str, Any]], list[str], str]] = {
     "RUN_RETENTION_DAYS": integer(1, 36_500),
     "RUN_WATCH_RETENTION_DAYS": integer(1, 36_500),
     "ALERT_EMAIL_TO": ADDRESSES,
-    "ALERT_WEBHOOK_URL": URLS,
+    "ALERT_WEBHOOK_URL": (
+        [
+            ("https://example.org/hook", "https://example.org/hook"),
+            ("https://example.org/hook?sig=a%2Fb&x=1", "https://example.org/hook?sig=a%2Fb&x=1"),
+        ],
+        [
+            "example.org",
+            "https://example.org/?a=1#b",
+            "https://example.org/?a b",
+            "https://u:p@example.org/?a",
+        ],
+        "an address",
+    ),
     "ALERT_WEBHOOK_SECRET": (
         [("s" * 32, "s" * 32)],
         ["s" * 31, "changeme"],

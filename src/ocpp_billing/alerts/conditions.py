@@ -160,7 +160,12 @@ def judge_worker(
 
 def _failing(source: str, respect: str, *, paused: bool) -> Failing | None:
     """The latest unbroken series of runs that failed in a respect; None when the latest did not."""
-    bound: dict[str, Any] = {"source": source, "runs": RUNS, "short": [str(trigger) for trigger in LANES], "paused": paused}
+    bound: dict[str, Any] = {
+        "source": source,
+        "runs": RUNS,
+        "short": [str(trigger) for trigger in LANES],
+        "paused": paused,
+    }
     with connection.cursor() as cursor:
         cursor.execute(_SERIES.format(**_RESPECTS[respect]), bound)
         row = cursor.fetchone()

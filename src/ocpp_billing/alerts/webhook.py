@@ -42,6 +42,7 @@ class WebhookChannel:
 
     def __init__(self, url: str, secret: str) -> None:
         self._url, self._secret = urlsplit(url), secret.encode()
+        self._target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
 
     def send(self, notice: Notice) -> None:
         """Post one word.
@@ -91,7 +92,7 @@ class WebhookChannel:
         address = checked_address(host, port)
         connection = _Pinned(host, port, address, secure=secure)
         try:
-            connection.request("POST", self._url.path or "/", body, headers)
+            connection.request("POST", self._target, body, headers)
             return connection.getresponse().status
         finally:
             connection.close()
