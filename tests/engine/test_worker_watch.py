@@ -13,7 +13,7 @@ from django.db import connection
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.simulators.server import Fault
-from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
+from ocpp_billing.sync.models import Alert, SyncRun, WorkerHeartbeat
 from ocpp_billing.sync.triggers import request_run
 from ocpp_billing.sync.worker import Worker
 from tests.engine.processes import eventually, running, test_database_url
@@ -144,7 +144,10 @@ class TestOutages:
             world.clock.advance(seconds=30)
             time.sleep(0.06)
 
-    def test_lago_is_down_for_an_hour_and_everything_is_delivered_when_it_is_back(self, world, serve):
+    def test_lago_is_down_for_an_hour_and_everything_is_delivered_when_it_is_back(
+        self, world, serve, monkeypatch
+    ):
+        monkeypatch.setattr("ocpp_billing.alerts.watchman.LOOKS_SOONEST_S", 0.2)
         world.payer("TAG-ALICE", "alice")
         world.go_live()
         world.session("TAG-ALICE", energy_wh=6_000)
@@ -158,11 +161,14 @@ class TestOutages:
             assert UsageEvent.objects.exclude(state="queued").count() == 0
             attempts = len(world.posts())
             assert attempts < 40  # it does not hammer a Lago that is down
+            alert = eventually(lambda: Alert.objects.filter(condition="lago_failing").first())
+            assert "503" in alert.says
             world.lago.clear_faults()
             # The longest back-off, not the schedule alone, is what it waits for.
             self.let_pass(world, 20)
             eventually(lambda: world.lago_wh() == 6_500)
             eventually(lambda: UsageEvent.objects.filter(state="confirmed").count() == 2)
+            eventually(lambda: Alert.objects.get(pk=alert.pk).resolved_at)
 
         serve(meanwhile)
         world.assert_conserved()
