@@ -65,15 +65,17 @@ def pytest_terminal_summary(terminalreporter):
     """How many crashes were played: of the many that there are, the normal suite takes a sample."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
     properties = [dict(report.user_properties) for report in reports if report.when == "call"]
-    played = [each for each in properties if "crash_plays" in each]
-    if not played:
-        return
-    total = {name: sum(each.get(name, 0) for each in played) for name in CRASHES}
-    terminalreporter.write_line(
-        f"crashes: {total['crash_plays']} plays, {total['crash_plays_twice']} of them with a second crash in the "
-        f"recovery; {total['crash_boundaries']} first boundaries in {len(played)} stories (all of them with "
-        "each boundary of the recovery: --long)"
-    )
+    stories = [each for each in properties if "crash_plays" in each]
+    if stories:
+        plays, twice, boundaries = (sum(each.get(name, 0) for each in stories) for name in CRASH_COUNTS)
+        terminalreporter.write_line(
+            f"crashes: {plays} plays in {len(stories)} stories that pass {boundaries} boundaries, {twice} of them "
+            "with a second crash in the recovery (each boundary with each of its recovery: --long)"
+        )
+    killed = [each for each in properties if "kills" in each]
+    if killed:
+        seeds = ", ".join(str(each["seed"]) for each in killed)
+        terminalreporter.write_line(f"kills: {sum(each['kills'] for each in killed)}, seeds {seeds}")
 
 
-CRASHES = ("crash_plays", "crash_plays_twice", "crash_boundaries")
+CRASH_COUNTS = ("crash_plays", "crash_plays_twice", "crash_boundaries")

@@ -101,6 +101,7 @@ def something_happens(world, chance, known):
 
 def kill_again_and_again(world, seed, kills, log):
     """Until so many processes were killed in the middle of something; returns how many there were."""
+    sys.stdout.write(f"seed {seed}\n")
     chance = random.Random(seed)
     world.payer("TAG-ALICE", "alice")
     world.payer("TAG-BOB", "bob")
@@ -133,7 +134,7 @@ def kill_again_and_again(world, seed, kills, log):
 @pytest.mark.parametrize("store", STORES)
 def test_a_process_that_is_killed_loses_nothing_and_doubles_nothing(world, store, tmp_path, record_property):
     seed = STORES.index(store) + 1
-    print(f"seed {seed}")
+    record_property("seed", seed)
     assert kill_again_and_again(world, seed, KILLS, tmp_path / "log") == KILLS
     record_property("kills", KILLS)
 
@@ -143,6 +144,6 @@ def test_a_process_that_is_killed_loses_nothing_and_doubles_nothing(world, store
 @pytest.mark.parametrize("store", STORES)
 def test_a_process_that_is_killed_very_often(world, store, tmp_path, record_property):
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")
+    record_property("seed", seed)
     assert kill_again_and_again(world, seed, KILLS_LONG, tmp_path / "log") == KILLS_LONG
     record_property("kills", KILLS_LONG)

@@ -59,7 +59,8 @@ class Heartbeat:
             if self._kind == WorkerKind.WORKER:
                 say_good_bye(self._worker)
             else:
-                WorkerHeartbeat.objects.filter(worker=self._worker).delete()
+                with effect("db commit heartbeat"):
+                    WorkerHeartbeat.objects.filter(worker=self._worker).delete()
         except DATABASE_GONE as error:
             log.debug("no good-bye", action="worker.heartbeat", error=str(error).strip())
 

@@ -10,6 +10,7 @@ from django.db import connection
 
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import MalformedRow, Source
+from ocpp_billing.effects import effect
 from ocpp_billing.steve.capabilities import Capabilities, override
 from ocpp_billing.steve.discovery import Discovery
 from ocpp_billing.steve.wire import fingerprint
@@ -135,7 +136,7 @@ def _already_set_aside(source: str, steve_ids: set[int]) -> int:
 
 
 def _store_pace(worker: str, source: str, pace: dict[str, Any]) -> None:
-    with leader_transaction(worker), connection.cursor() as cursor:
+    with effect("db commit pace"), leader_transaction(worker), connection.cursor() as cursor:
         cursor.execute(
             "UPDATE source SET progress = progress || %s::jsonb WHERE name = %s",
             [msgspec.json.encode({PACED: pace}).decode(), source],
