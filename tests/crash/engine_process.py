@@ -1,9 +1,9 @@
 """Processes of the engine that are there to be killed, each a fork of one that holds nothing yet.
 
 Loading Python and Django takes longer than a synchronization. So ``python -m tests.crash.engine_process``
-loads everything once, opens no connection, and forks for every line that it reads: an instant, the time
-in the child. The child does what ``ocpp-billing sync`` does. Two lines answer: its process id at once, and
-how it ended (as ``os.waitstatus_to_exitcode`` says it) when it has.
+loads everything once, opens no connection, and forks for every instant that it reads, which is the time in
+the child. The child does what ``ocpp-billing sync`` does; its process id is the answer, and nobody else gets
+that id before the next line is read: that one asks how it ended, as ``os.waitstatus_to_exitcode`` says it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from datetime import datetime, timedelta
 
 
 def main() -> None:
-    """Fork for every line until there are no more."""
+    """Fork for every instant until there are no more."""
     import django
 
     django.setup()
     from ocpp_billing.sync.foreground import synchronize_once  # noqa: F401 - loaded here, for every child
 
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         pid = os.fork()
         if pid == 0:
             _be_the_engine(datetime.fromisoformat(line.strip()))
         say(pid)
+        sys.stdin.readline()
         _, status = os.waitpid(pid, 0)
         say(os.waitstatus_to_exitcode(status))
 

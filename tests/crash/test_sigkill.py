@@ -36,15 +36,18 @@ class Engine:
     def run(self, now, kill_after_s=None):
         """One synchronization; returns how it ended and how long it took, in seconds."""
         began = time.monotonic()
-        self._server.stdin.write(f"{now.isoformat()}\n")
-        self._server.stdin.flush()
-        pid = int(self._server.stdout.readline())
+        pid = self._ask(now.isoformat())
         if kill_after_s is not None:
             time.sleep(kill_after_s)
-            os.kill(pid, signal.SIGKILL)  # where it has ended by itself it is not waited for yet
-        code = int(self._server.stdout.readline())
+            os.kill(pid, signal.SIGKILL)
+        code = self._ask("how did it end?")
         wait_until_alone()
         return code, time.monotonic() - began
+
+    def _ask(self, line):
+        self._server.stdin.write(f"{line}\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
 
 
 @contextmanager
