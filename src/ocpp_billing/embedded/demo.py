@@ -6,6 +6,7 @@ HTTP, the worker, the portal. The recorded times are shifted so that one billing
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import sys
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ocpp_billing import clock
+from ocpp_billing.config import Config
 from ocpp_billing.simulators.lago import LagoSimulator
 from ocpp_billing.simulators.steve import SteveSimulator
 from ocpp_billing.simulators.steve_recording import recording_offset
@@ -101,22 +103,10 @@ class DemoWorld:
 def isolate_environment(world: DemoWorld) -> None:
     """Let only the demo's settings count: a real key in the environment must never meet a demo."""
     kept = {"OCPP_BILLING_DATA_DIR", "OCPP_BILLING_PG_BIN", "LOG_LEVEL", "LOG_FORMAT", "AUTH_URL"}
-    prefixes = (
-        "STEVE_",
-        "LAGO_",
-        "SYNC_",
-        "RUN_",
-        "BILLING_",
-        "DELIVERY_",
-        "CONFIRM_",
-        "MAX_",
-        "MIN_",
-        "LATE_",
-    )
-    prefixes += ("RUN_", "ALERT_", "EMAIL_")
-    for name in list(os.environ):
-        if name not in kept and name.startswith(prefixes):
-            del os.environ[name]
+    for field in dataclasses.fields(Config):
+        name = field.name.upper()
+        if name not in kept:
+            os.environ.pop(name, None)
     os.environ.update(world.environment())
     os.environ["AUTH_SECRET"] = secrets.token_urlsafe(48)
 
