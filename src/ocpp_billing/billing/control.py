@@ -220,8 +220,13 @@ def _set_live_from(control: DeliveryControl, live_from: datetime, by: str) -> No
 # had excluded. What Lago may know stays as it is.
 _ASK_AGAIN = """
 UPDATE charging_session SET needs_decision = true, asked = asked + 1
-WHERE source_id = %(source)s AND stopped_at IS NOT NULL AND superseded_at IS NULL
-  AND ((state IN ('held', 'queued') AND stopped_at < %(live_from)s) OR reason = 'before_go_live')
+WHERE id IN (
+    -- In the order in which decisions lock them, so that neither waits for the other in a ring.
+    SELECT id FROM charging_session
+    WHERE source_id = %(source)s AND stopped_at IS NOT NULL AND superseded_at IS NULL
+      AND ((state IN ('held', 'queued') AND stopped_at < %(live_from)s) OR reason = 'before_go_live')
+    ORDER BY id FOR UPDATE
+)
 """
 
 _PREVIEW = """

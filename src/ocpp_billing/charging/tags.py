@@ -111,6 +111,11 @@ WITH RECURSIVE family AS (
     SELECT h.id_tag_id FROM id_tag_parent h JOIN family ON h.parent_id = family.id
 )
 UPDATE charging_session SET needs_decision = true, asked = asked + 1
-WHERE id_tag_id IN (SELECT id FROM family) AND stopped_at IS NOT NULL AND superseded_at IS NULL
-  AND state IN ('held', 'queued')
+WHERE id IN (
+    -- In the order in which decisions lock them, so that neither waits for the other in a ring.
+    SELECT id FROM charging_session
+    WHERE id_tag_id IN (SELECT id FROM family) AND superseded_at IS NULL
+      AND (stopped_at IS NOT NULL OR reading_stopped_at IS NOT NULL) AND state IN ('held', 'queued')
+    ORDER BY id FOR UPDATE
+)
 """
