@@ -140,6 +140,12 @@ def _unheard_requests(world: World) -> None:
     world.lago.add_fault(Fault("status", path="/events/batch", status=503, times=4))
 
 
+def _lost_in_lago(world: World) -> None:
+    """Lago answers 200 to the first event and stores nothing of it."""
+    _three_sessions(world)
+    world.lago.lose_events(1)
+
+
 # -- a batch with a duplicate, which older Lagos store in part ---------------------------------------
 
 
@@ -311,6 +317,7 @@ STORIES = (
     ),
     Story("lost_answers", _lost_answers, {"sub-alice": 3_003}),
     Story("unheard_requests", _unheard_requests, {"sub-alice": 3_003}),
+    Story("lost_in_lago", _lost_in_lago, {"sub-alice": 6_003}),
     Story(
         "duplicate_in_a_batch",
         _three_sessions,
