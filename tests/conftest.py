@@ -70,7 +70,7 @@ def pytest_terminal_summary(terminalreporter):
         plays, twice, boundaries = (sum(each.get(name, 0) for each in stories) for name in CRASH_COUNTS)
         terminalreporter.write_line(
             f"crashes: {plays} plays in {len(stories)} stories that pass {boundaries} boundaries, {twice} of them "
-            "with a second crash in the recovery (each boundary with each of its recovery: --long)"
+            "with a second crash in the recovery (everywhere, and everywhere in each recovery: --long)"
         )
     killed = [each for each in properties if "kills" in each]
     if killed:

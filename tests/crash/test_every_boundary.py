@@ -8,7 +8,7 @@ from tests.crash.enumeration import enumerated
 from tests.crash.stories import STORIES
 
 STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
-# Plays of each story on each store in the normal suite; all of them with --long.
+# Plays of each story on each store in the normal suite; thousands of each with --long.
 SAMPLE = 9
 AT_LEAST = 500
 
@@ -38,7 +38,7 @@ def test_a_crash_anywhere_loses_nothing_and_doubles_nothing(world, story, store,
 @pytest.mark.timeout(24 * 3600)
 @each_store
 @each_story
-def test_every_crash_and_every_crash_of_its_recovery(world, story, record_property):
+def test_a_crash_everywhere_and_everywhere_in_its_recovery(world, story, record_property):
     with enumerated(world, story) as plays:
         plays.observe()
         record_property("crash_plays", plays.crash_everywhere())
