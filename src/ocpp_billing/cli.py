@@ -503,8 +503,9 @@ def up(config: Config, args: argparse.Namespace) -> int:
             ]
         )
         services.start()
-        out(f"OCPP Billing Sync {__version__}: {address} (Ctrl-C ends it)")
         try:
+            if services.wait_for_port(args.host, args.port):
+                out(f"OCPP Billing Sync {__version__}: {address} (Ctrl-C ends it)")
             services.watch()
         finally:
             services.stop()

@@ -61,6 +61,8 @@ def _demonstrate(world: DemoWorld, *, release: str, once: bool, port: int, reloa
     services.start()
     try:
         _synchronize(world, release)
+        if not services.wait_for_port("127.0.0.1", port):
+            return 0
         say("")
         say(f"Portal    http://localhost:{port}")
         say(f"Sign in   {ADMIN_EMAIL}")

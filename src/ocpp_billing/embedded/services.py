@@ -79,6 +79,17 @@ class Services:
         while not self.stopping.wait(every_s):
             self.revive()
 
+    def wait_for_port(self, host: str, port: int) -> bool:
+        """Keep them alive until one of them takes connections there; False when a signal came first."""
+        while not self.stopping.wait(0.05):
+            try:
+                socket.create_connection((host, port), timeout=1).close()
+            except OSError:
+                self.revive()
+            else:
+                return True
+        return False
+
     def revive(self) -> None:
         """Start those again that have ended by themselves."""
         for service in self.services:
