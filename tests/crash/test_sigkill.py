@@ -37,6 +37,7 @@ class Engine:
         """One synchronization; returns how it ended and how long it took, in seconds."""
         began = time.monotonic()
         pid = self._ask(now.isoformat())
+        assert pid > 1, "that would be a whole group of processes"
         if kill_after_s is not None:
             time.sleep(kill_after_s)
             os.kill(pid, signal.SIGKILL)

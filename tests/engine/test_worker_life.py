@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import psycopg
 import pytest
 from django.db import connection
 
@@ -115,6 +118,30 @@ class TestTriggers:
             assert worker.terminate() == 0
         since = f"{WorkerHeartbeat.objects.get().stopped_at:%Y-%m-%d %H:%M} UTC"
         assert trigger().says.startswith(f"No worker is alive since {since}.")
+
+
+class TestTheDocuments:
+    """What SYNC-TRIGGER.md gives to type."""
+
+    def statements(self):
+        text = (Path(__file__).parents[2] / "docs" / "SYNC-TRIGGER.md").read_text(encoding="utf-8")
+        return re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+
+    def test_the_sql_triggers_a_worker_and_shows_that_it_is_alive(self, live, settings, tmp_path):
+        begin, alive = self.statements()
+        with running("worker", settings=settings, log=tmp_path / "log") as worker:
+            worker.says("worker leads")
+            with psycopg.connect(test_database_url(), autocommit=True) as other:
+                ((name, leads, _, _),) = other.execute(alive).fetchall()
+                assert (name.split(":")[1], leads) == (str(worker.pid), True)
+                for statement in begin.strip().split(";\n"):
+                    other.execute(statement)
+            run = eventually(lambda: SyncRun.objects.exclude(ended_at=None).first(), worker.said)
+            assert (run.trigger, run.requested_by) == ("manual", "nightly export")
+            assert run.started_at - run.requested_at < timedelta(seconds=1)
+            assert worker.terminate() == 0
+            with psycopg.connect(test_database_url()) as other:
+                assert other.execute(alive).fetchall() == []
 
 
 @pytest.mark.usefixtures("impatient")

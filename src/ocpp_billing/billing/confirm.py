@@ -34,6 +34,9 @@ log = get_logger(__name__)
 # An event that Lago took and does not show for so long was lost there (its ClickHouse store answers before
 # it stores): it is sent again, to the byte the same.
 LOST_AFTER = timedelta(minutes=10)
+# Lago keeps milliseconds, and before v1.48 took them through a binary fraction: it may show an event a
+# millisecond earlier than it was sent.
+CLOCK_GRAIN = timedelta(milliseconds=2)
 ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
 
 
@@ -111,8 +114,8 @@ def _confirm_group(
         for event in client.events(
             external_subscription_id=group.subscription,
             metric=directory.metric_code,
-            timestamp_from=group.earliest,
-            timestamp_to=group.latest + timedelta(milliseconds=1),
+            timestamp_from=group.earliest - CLOCK_GRAIN,
+            timestamp_to=group.latest + CLOCK_GRAIN,
         )
     }
     equal: list[_Accepted] = []

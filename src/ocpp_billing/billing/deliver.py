@@ -58,6 +58,8 @@ log = get_logger(__name__)
 SETTLE_UNSEEN = timedelta(minutes=2)
 # A batch that met a server error so often is taken apart.
 SERVER_ERRORS_BEFORE_TAKING_APART = 3
+# An event is to blame for a server error when so many more tries, by itself, meet one, too.
+TRIES_ALONE = 3
 
 
 @dataclass(slots=True)
@@ -251,12 +253,19 @@ class Courier:
         results = self._send_halves(batch)
         if not any(result.state == "accepted" for result in results):
             return results
+        by_id = {item.event_id: item for item in batch}
         return [
-            replace(result, state="rejected", reason="lago_server_error")
-            if result.answer.get("status") == outcome.status
-            else result
+            self._try_alone(by_id[result.event_id], result) if _met_server_error(result) else result
             for result in results
         ]
+
+    def _try_alone(self, item: ClaimedEvent, result: EventResult) -> EventResult:
+        """An event that failed while neighbours got through: to blame only when it fails every time."""
+        for _ in range(TRIES_ALONE):
+            (result,) = self._send([item])
+            if self.stopped is not None or not _met_server_error(result):
+                return result
+        return replace(result, state="rejected", reason="lago_server_error")
 
     def _refused(self, item: ClaimedEvent, outcome: Rejected, index: int) -> EventResult:
         """One event of a batch that was refused because of one or more of its events."""
@@ -357,3 +366,8 @@ class Courier:
             self.counts.rejected += tally.get("rejected", 0)
             self.counts.held += tally.get("held", 0)
             self.counts.unknown += tally.get("queued", 0)
+
+
+def _met_server_error(result: EventResult) -> bool:
+    """Whether Lago answered with a server error, so that the event is to be tried again."""
+    return result.state == "queued" and (result.answer.get("status") or 0) >= 500
