@@ -7,11 +7,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.urls import reverse
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy as _
 
 import ocpp_billing
 from ocpp_billing import clock
+from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.portal.banners import banners
 from ocpp_billing.portal.queries import read_status
 from ocpp_billing.portal.theme import chosen_theme
@@ -25,14 +27,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MenuEntry:
-    """One entry of the left bar."""
+    """One entry of the left bar; for people with at least the role ``needs``."""
 
     label: str | Promise
     icon: str
     url_name: str
+    needs: Role = Role.VIEWER
 
 
-MENU = [MenuEntry(_("Dashboard"), "layout-dashboard", "portal:dashboard")]
+# By group; the first has no heading.
+MENU: dict[str | Promise, list[MenuEntry]] = {
+    "": [
+        MenuEntry(_("Dashboard"), "layout-dashboard", "portal:dashboard"),
+    ],
+    _("Settings"): [],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ShownEntry:
+    """A menu entry for one person on one page; ``current`` also on the pages below it."""
+
+    label: str | Promise
+    icon: str
+    address: str
+    current: bool
+
+
+def _menu(request: HttpRequest) -> list[dict[str, Any]]:
+    user = request.user
+    if not isinstance(user, User):
+        return []
+    groups = []
+    for label, entries in MENU.items():
+        shown = []
+        for entry in entries:
+            if entry.needs.within(Role(user.role)):
+                address = reverse(entry.url_name)
+                below = address != "/" and request.path.startswith(address.rstrip("/") + "/")
+                shown.append(ShownEntry(entry.label, entry.icon, address, below or request.path == address))
+        if shown:
+            groups.append({"label": label, "entries": shown})
+    return groups
 
 
 def portal(request: HttpRequest) -> dict[str, Any]:
@@ -45,7 +81,7 @@ def portal(request: HttpRequest) -> dict[str, Any]:
     return {
         "version": ocpp_billing.__version__,
         "theme": chosen_theme(request),
-        "menu": MENU,
+        "menu": SimpleLazyObject(lambda: _menu(request)),
         "zone": settings.TIME_ZONE,
         "status": SimpleLazyObject(status),
         "banners": SimpleLazyObject(lambda: banners(status())),

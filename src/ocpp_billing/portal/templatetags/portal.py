@@ -14,11 +14,14 @@ from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.portal import format as written
+from ocpp_billing.portal.access import seen_tag
 from ocpp_billing.portal.wording import STATES
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from django.forms import BoundField
+    from django.template import Context
     from django.utils.safestring import SafeString
 
 register = template.Library()
@@ -76,6 +79,56 @@ def swatch(state: str) -> SafeString:
         '<rect width="14" height="14" rx="3" fill="url(#fill-{})"/></svg>',
         state,
     )
+
+
+_CONTROLS = {"select": "form-select", "selectmultiple": "form-select", "checkbox": "form-check-input"}
+
+
+@register.simple_tag
+def control(
+    field: BoundField, *, autocomplete: str = "", autofocus: bool = False, hint: str = ""
+) -> SafeString:
+    """The control of a form field, in our look, tied to its hint and its errors for those who listen."""
+    widget = field.field.widget
+    kind = getattr(widget, "input_type", "")
+    attrs: dict[str, Any] = {"class": _CONTROLS.get(kind, "form-control")}
+    if autocomplete:
+        attrs["autocomplete"] = autocomplete
+    if autofocus:
+        attrs["autofocus"] = True
+    if field.errors:
+        attrs["class"] += " is-invalid"
+        attrs |= {"aria-invalid": "true", "aria-describedby": f"{field.id_for_label}-errors"}
+    elif hint or field.help_text:
+        attrs["aria-describedby"] = f"{field.id_for_label}-hint"
+    return field.as_widget(attrs=widget.attrs | attrs)
+
+
+@register.inclusion_tag("portal/parts/state.html")
+def state(code: str) -> dict[str, Any]:
+    """A state: its colour and pattern, its shape and its word."""
+    return {"words": STATES[code]}
+
+
+@register.filter
+def shorten(text: str, length: int = 24) -> str:
+    """A long id shortened in the middle, where ids differ least: ``steve:main:12…9f:1``."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[-end:]}"
+
+
+@register.inclusion_tag("portal/parts/copy.html")
+def copyable(text: str, length: int = 24) -> dict[str, Any]:
+    """An id in monospace, shortened in the middle, with a button that copies the whole."""
+    return {"text": text, "length": length}
+
+
+@register.simple_tag(takes_context=True)
+def id_tag(context: Context, text: str) -> str:
+    """An id tag as whoever looks may see it: a credential is whole for operators only."""
+    return seen_tag(context["user"], text)
 
 
 def _time(at: datetime, words: str, *, ticking: str = "") -> SafeString:

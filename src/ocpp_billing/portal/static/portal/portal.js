@@ -49,6 +49,15 @@
   window.addEventListener("pagehide", () => stream?.close());
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
 
+  // -- copy buttons ---------------------------------------------------------------------------------
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("button[data-copy]");
+    if (button === null) return;
+    await navigator.clipboard.writeText(button.dataset.copy);
+    button.classList.add("good");
+    setTimeout(() => button.classList.remove("good"), 1500);
+  });
+
   // -- "12 s ago" keeps counting --------------------------------------------------------------------
   // Only what the server wrote as relative; the words are the server's, the number is counted on.
   const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];

@@ -1,6 +1,7 @@
 // Set the theme before the page is painted. The cookie is the person's choice; without one the system decides.
 (() => {
   const root = document.documentElement;
+  root.classList.add("scripted");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const chosen = () => (document.cookie.match(/(?:^|; )theme=(light|dark|auto)/) || [])[1] || "auto";
   const apply = () => {

@@ -1,147 +1,16 @@
-"""The portal in a real browser, served by a real process: what people see, hear and click.
-
-Skipped, with the reason, where there is no Chromium; OCPP_BILLING_REQUIRE_BROWSER=1 fails instead.
-"""
+"""The dashboard, sign-in and the frame of every page, as people see them."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import urllib.request
 from datetime import timedelta
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from django.db import connection
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.sync.models import SyncRun
-from tests.chromium import MISSING, REQUIRED, find_chromium
 from tests.portal import ledger
-from tests.portal.conftest import PASSWORD, add_person
-
-CHROMIUM = find_chromium()
-AXE = next((Path(__file__).parent / "vendor").glob("axe-*/axe.min.js")).read_text(encoding="utf-8")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 390, "height": 844}}
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason=MISSING),
-    pytest.mark.django_db(transaction=True),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def orm_beside_playwright():
-    """Playwright keeps an event loop in this thread; the ORM calls of these tests are in nobody's way.
-
-    For the whole module: the database is emptied after a test's own fixtures have gone.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
-        yield
-
-
-@pytest.fixture(scope="module")
-def site(django_db_setup, django_db_blocker, tmp_path_factory):
-    """The address of a web process over the test database."""
-    with django_db_blocker.unblock():
-        name = connection.settings_dict["NAME"]
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = f"http://localhost:{listener.getsockname()[1]}"
-    log = (tmp_path_factory.mktemp("web") / "log").open("w+")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "uvicorn", "ocpp_billing.asgi:application", "--log-level", "warning"),
-            *("--fd", str(listener.fileno()), "--timeout-graceful-shutdown", "1"),
-        ],
-        pass_fds=[listener.fileno()],
-        stdout=log,
-        stderr=log,
-        env=os.environ
-        | {
-            "DATABASE_URL": urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{name}").geturl(),
-            "AUTH_URL": address,
-            "STEVE_API_URL": "http://localhost:9",
-            "STEVE_API_KEY": "key",
-            "STEVE_API_USERNAME": "api",
-            "LAGO_API_KEY": "key",
-            "BILLING_START": "2026-01-01",
-        },
-    )
-    listener.close()
-    try:
-        with urllib.request.urlopen(f"{address}/healthz", timeout=30):
-            pass
-        yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-        log.seek(0)
-        said = log.read()
-        log.close()
-    assert "Traceback" not in said, said
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert CHROMIUM is not None, MISSING
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(site, browser):
-    """A function: open a page as a browser of some size, theme and person. Watches what must not happen."""
-    contexts, faults, requested = [], [], []
-
-    def open_page(path="/", *, size="desktop", theme="light", role=None, javascript=True):
-        context = browser.new_context(
-            viewport=SIZES[size], color_scheme=theme, java_script_enabled=javascript, base_url=site
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", lambda request: requested.append(request.url))
-        page.goto(path)
-        if role is not None:
-            if not User.objects.filter(role=role).exists():
-                add_person(role)
-            page.get_by_label("E-mail").fill(f"{role}@example.org")
-            page.get_by_label("Password").fill(PASSWORD)
-            page.get_by_role("button", name="Sign in").click()
-            page.wait_for_url(site + path)
-        return page
-
-    open_page.faults = faults
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert [url for url in requested if not url.startswith((site, "data:"))] == []
-    assert faults == []
-
-
-def check_accessibility(page):
-    """No violation of axe-core, and nothing to scroll to at the side."""
-    found = page.evaluate(
-        AXE + "; axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))]))"
-    )
-    assert found == []
-    assert not page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+from tests.portal.browser.conftest import SIZES, check_accessibility
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

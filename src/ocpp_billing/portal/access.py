@@ -1,0 +1,48 @@
+"""Who may open a page or do an act. The API asks the same of a caller (:mod:`ocpp_billing.api.auth`)."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import PermissionDenied
+
+from ocpp_billing.accounts.models import Role, User
+from ocpp_billing.charging.mask import mask_id_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from django.http import HttpRequest, HttpResponse
+
+
+def person(request: HttpRequest) -> User:
+    """Who is signed in; behind :class:`SignInRequiredMiddleware` that is always somebody.
+
+    Raises:
+        PermissionDenied: when nobody is.
+    """
+    if not isinstance(request.user, User) or not request.user.is_active:
+        raise PermissionDenied
+    return request.user
+
+
+def needs(role: Role) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:
+    """A view for people with at least this role; for everybody else 403, whatever the method."""
+
+    def protect(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+        @wraps(view)
+        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if not role.within(Role(person(request).role)):
+                raise PermissionDenied
+            return view(request, *args, **kwargs)
+
+        checked.needs = role  # type: ignore[attr-defined]  # the permission matrix of the tests reads it
+        return checked
+
+    return protect
+
+
+def seen_tag(user: User, text: str) -> str:
+    """An id tag as this person may see it: whole for operators, its last four characters for viewers."""
+    return text if user.is_operator else mask_id_tag(text)
