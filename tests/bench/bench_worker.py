@@ -74,7 +74,7 @@ class Bench:
 
 
 def set_up(begins_at: datetime) -> None:
-    from ocpp_billing.cli import set_up_django
+    from ocpp_billing.commands.ground import set_up_django
     from ocpp_billing.embedded.database import set_up_schema
 
     set_up_django()

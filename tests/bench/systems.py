@@ -74,7 +74,7 @@ def begins_at() -> datetime:
 
 
 def _set_up_django() -> None:
-    from ocpp_billing.cli import set_up_django
+    from ocpp_billing.commands.ground import set_up_django
     from ocpp_billing.embedded.database import set_up_schema
     from ocpp_billing.log import configure_logging
 

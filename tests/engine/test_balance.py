@@ -38,6 +38,7 @@ from ocpp_billing.billing.balance import (
 from ocpp_billing.billing.models import BalanceDelta, BalanceProof, Decision, EventState, UsageEvent
 from ocpp_billing.charging.ingest import ingest_transactions
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow, SessionState, Source
+from ocpp_billing.commands import balance as balance_command
 from ocpp_billing.report import format_balance, format_breakdown
 from ocpp_billing.steve.wire import MalformedRow as UnreadRow
 from ocpp_billing.steve.wire import Transaction
@@ -1007,7 +1008,7 @@ def command(db, capsys, monkeypatch):
     def this_ledger(config):
         yield
 
-    monkeypatch.setattr(cli, "ledger", this_ledger)
+    monkeypatch.setattr(balance_command, "ledger", this_ledger)
 
     def run(*arguments):
         code = cli.main(list(arguments))
@@ -1138,7 +1139,7 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(command, arguments, says
 
 
 def test_the_command_offers_every_dimension():
-    assert cli.BREAKDOWNS == DIMENSIONS
+    assert balance_command.BREAKDOWNS == DIMENSIONS
 
 
 @pytest.mark.django_db

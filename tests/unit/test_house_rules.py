@@ -19,7 +19,7 @@ PURE = [
     "charging/fold.py",
 ]
 # They stand between the two sides: the command line offers both, the demo joins them.
-BETWEEN = {"ocpp_billing.cli", "ocpp_billing.embedded.demo"}
+BETWEEN = {"ocpp_billing.commands.simulate", "ocpp_billing.embedded.demo"}
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 

@@ -27,7 +27,7 @@ def run_demo(*, release: str, once: bool, port: int, reload: bool) -> int:
     Returns:
         The exit code of the first synchronization; 0 after serving.
     """
-    from ocpp_billing.cli import CommandError
+    from ocpp_billing.commands.ground import CommandError
 
     if not once and not port_is_free("127.0.0.1", port):
         raise CommandError(f"Port {port} is taken. Choose another with --port.")
@@ -49,7 +49,7 @@ def run_demo(*, release: str, once: bool, port: int, reload: bool) -> int:
 
 
 def _demonstrate(world: DemoWorld, *, release: str, once: bool, port: int, reload: bool) -> int:
-    from ocpp_billing.cli import set_up_django
+    from ocpp_billing.commands.ground import set_up_django
 
     fresh_database()
     set_up_django()
@@ -82,7 +82,7 @@ def _demonstrate(world: DemoWorld, *, release: str, once: bool, port: int, reloa
 def _synchronize(world: DemoWorld, release: str) -> int:
     """One synchronization, its summary, the balance, and what the simulated Lago says itself."""
     from ocpp_billing.billing.balance import read_balance
-    from ocpp_billing.cli import synchronize_and_report
+    from ocpp_billing.commands.sync import synchronize_and_report
     from ocpp_billing.report import format_balance
 
     say(f"Sessions recorded from StEvE {release}, and a simulated Lago:")

@@ -1,0 +1,55 @@
+"""``ocpp-billing create-admin``: the first person who may sign in."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ocpp_billing.commands.ground import DONE, CommandError, Commands, actor, ledger, out
+
+if TYPE_CHECKING:
+    import argparse
+
+    from ocpp_billing.config import Config
+
+
+def add_commands(commands: Commands) -> None:
+    """Add ``create-admin``."""
+    added = commands.add(
+        "create-admin",
+        create_admin,
+        "create the first admin, from ADMIN_EMAIL, ADMIN_PASSWORD and ADMIN_NAME or prompts",
+        "Safe to repeat: an admin who is there already is left as is.",
+    )
+    added.add_argument("--reset-password", action="store_true", help="set an existing admin's password anew")
+
+
+def create_admin(config: Config, args: argparse.Namespace) -> int:
+    """Create the first admin from the environment or prompts."""
+    email = os.environ.get("ADMIN_EMAIL") or _asked("E-mail: ", "ADMIN_EMAIL")
+    name = os.environ.get("ADMIN_NAME") or _asked("Name: ", "ADMIN_NAME")
+    password = os.environ.get("ADMIN_PASSWORD") or _asked("Password: ", "ADMIN_PASSWORD", secret=True)
+    with ledger(config):
+        from ocpp_billing.accounts import first_admin
+
+        try:
+            user, made = first_admin.create_admin(
+                email, password, name, reset_password=args.reset_password, actor=actor()
+            )
+        except first_admin.CreateAdminError as error:
+            raise CommandError("\n".join(error.problems)) from error
+    if made:
+        out(f"Admin {user.email} created. Sign in at {config.auth_url}")
+    elif args.reset_password:
+        out(f"Admin {user.email} was there already; the password was set anew.")
+    else:
+        out(f"Admin {user.email} was there already; nothing was changed.")
+    return DONE
+
+
+def _asked(prompt: str, variable: str, *, secret: bool = False) -> str:
+    if not sys.stdin.isatty():
+        raise CommandError(f"{variable} is not set, and there is no terminal to ask on.")
+    return getpass.getpass(prompt) if secret else input(prompt)

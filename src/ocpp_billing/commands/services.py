@@ -1,0 +1,112 @@
+"""The services: everything at once, or web, worker and migrations by themselves."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ocpp_billing import __version__
+from ocpp_billing.commands.ground import DONE, CommandError, Commands, ledger, note, out, set_up_django
+from ocpp_billing.config import Config, ConfigError, read_environment
+from ocpp_billing.embedded.database import data_dir_of, database
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_commands(commands: Commands) -> None:
+    """Add ``up``, ``web``, ``worker`` and ``migrate``."""
+    added = commands.add(
+        "up", up, "everything on one machine: PostgreSQL, migrations, web and worker", service=True
+    )
+    _listens(added)
+    added = commands.add("web", web, "serve the portal and the API", "Needs AUTH_SECRET.", service=True)
+    _listens(added)
+    added.add_argument("--processes", type=int, default=1, help="web processes beside each other (1)")
+    commands.add("worker", worker, "run the sync worker", "A second one is a standby.", service=True)
+    commands.add("migrate", migrate, "bring the database's schema up to date")
+
+
+def _listens(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
+
+
+def up(config: Config, args: argparse.Namespace) -> int:
+    """Everything on one machine: PostgreSQL, migrations, web and worker."""
+    from ocpp_billing.embedded.auth_secret import auth_secret
+    from ocpp_billing.embedded.services import Service, Services, port_is_free
+
+    if not port_is_free(args.host, args.port):
+        raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
+    if config.auth_secret is None:
+        os.environ["AUTH_SECRET"] = auth_secret(data_dir_of(config))
+    address = read_environment().get("AUTH_URL") or f"http://localhost:{args.port}"
+    os.environ["AUTH_URL"] = address
+    with database(config, note):
+        set_up_django()
+        from django.core.management import call_command
+
+        call_command("migrate", interactive=False, verbosity=0)
+        services = Services(
+            [
+                Service("web", ["web", "--host", args.host, "--port", str(args.port)]),
+                Service("worker", ["worker"]),
+            ]
+        )
+        services.start()
+        try:
+            if services.wait_for_port(args.host, args.port):
+                out(f"OCPP Billing Sync {__version__}: {address} (Ctrl-C ends it)")
+            services.watch()
+        finally:
+            services.stop()
+    return DONE
+
+
+def web(config: Config, args: argparse.Namespace) -> int:
+    """Serve the portal and the API."""
+    import uvicorn
+
+    from ocpp_billing.embedded.services import port_is_free
+
+    problems = config.missing("AUTH_SECRET")
+    if problems:
+        raise ConfigError(problems)
+    if not port_is_free(args.host, args.port):
+        raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
+    with ledger(config):
+        from ocpp_billing.alerts.watchman import WorkerGuard
+
+        with WorkerGuard(config):
+            uvicorn.run(
+                "ocpp_billing.asgi:application",
+                host=args.host,
+                port=args.port,
+                workers=args.processes if args.processes > 1 else None,
+                timeout_graceful_shutdown=3,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+            )
+    return DONE
+
+
+def worker(config: Config, _args: argparse.Namespace) -> int:
+    """Run the sync worker."""
+    with ledger(config):
+        from ocpp_billing.sync.worker import Worker
+
+        Worker(config).run()
+    return DONE
+
+
+def migrate(config: Config, _args: argparse.Namespace) -> int:
+    """Bring the database's schema up to date."""
+    with database(config, note):
+        set_up_django()
+        from django.core.management import call_command
+
+        call_command("migrate", interactive=False, verbosity=1)
+    return DONE
