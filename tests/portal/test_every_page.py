@@ -26,7 +26,7 @@ OPEN = {
     "/accounts/inactive/",
     "/accounts/signup/",
 }
-PAGES = ["/", "/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"]
+PAGES = ["/", "/sync", "/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"]
 OPEN_PAGES = ["/accounts/login/", "/accounts/signup/", "/accounts/inactive/"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
@@ -13,7 +12,7 @@ from django.views.decorators.vary import vary_on_headers
 from ocpp_billing import clock
 from ocpp_billing.billing.balance import read_balance
 from ocpp_billing.portal import charts, queries, wording
-from ocpp_billing.portal.live import current_mark
+from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.run_words import describe
 
 if TYPE_CHECKING:
@@ -87,7 +86,4 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "runs": [describe(run) for run in queries.recent_runs(source, RECENT_RUNS)],
         "missing": missing_connections(settings.CONFIG),
     }
-    live_part_only = request.headers.get("HX-Request") == "true"
-    return render(
-        request, "portal/dashboard_live.html" if live_part_only else "portal/dashboard.html", context
-    )
+    return draw_live(request, "dashboard", context)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.http import StreamingHttpResponse
+from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from ocpp_billing.portal.queries import change_mark
@@ -21,7 +22,7 @@ from ocpp_billing.portal.queries import change_mark
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from django.http import HttpRequest
+    from django.http import HttpRequest, HttpResponse
 
 POLL_S = 2
 # Proxies and browsers drop a connection on which nothing is said.
@@ -33,6 +34,17 @@ STREAM_S = 300
 def current_mark(source: str) -> str:
     """What a page shows now, as a short text to compare."""
     return hashlib.sha256(change_mark(source).encode()).hexdigest()[:16]
+
+
+def draw_live(request: HttpRequest, name: str, context: dict[str, Any]) -> HttpResponse:
+    """A live page: all of ``<name>.html``, or for htmx ``<name>_body.html`` with freshness and banners.
+
+    The body is one element ``#live`` that asks for itself when ``changes`` says so; ``context["mark"]`` is
+    :func:`current_mark`, taken before anything was read.
+    """
+    context |= {"body": f"portal/{name}_body.html"}
+    live_part_only = request.headers.get("HX-Request") == "true"
+    return render(request, "portal/live_part.html" if live_part_only else f"portal/{name}.html", context)
 
 
 def _look(source: str) -> str:

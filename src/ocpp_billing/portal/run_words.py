@@ -25,11 +25,13 @@ class RunWords:
     icon: str
     tone: str
     trigger: str | Promise
+    # Who asked for it, where the trigger does not say so already.
+    by: str
     did: str
     errors: list[str]
 
 
-_STATUS: dict[str, tuple[str | Promise, str, str]] = {
+STATUS: dict[str, tuple[str | Promise, str, str]] = {
     "requested": (gettext_lazy("Waiting"), "hourglass", "muted"),
     "running": (gettext_lazy("Running"), "refresh", "info"),
     "completed": (gettext_lazy("Completed"), "circle-check", "success"),
@@ -51,7 +53,17 @@ _TRIGGER: dict[str, str | Promise] = {
 }
 
 
-def _did(counts: dict[str, int]) -> str:
+# The steps of a run, in their order.
+STEPS: dict[str, str | Promise] = {
+    "discover": gettext_lazy("Read StEvE"),
+    "record": gettext_lazy("Record"),
+    "decide": gettext_lazy("Decide"),
+    "deliver": gettext_lazy("Deliver to Lago"),
+    "confirm": gettext_lazy("Confirm with Lago"),
+}
+
+
+def did(counts: dict[str, int]) -> str:
     """The counts that say something: new sessions first, then what became of them."""
     parts = []
     if new := counts.get("discovered"):
@@ -72,9 +84,10 @@ def _did(counts: dict[str, int]) -> str:
 
 def describe(run: SyncRun) -> RunWords:
     """A run in words."""
-    status, icon, tone = _STATUS[run.status]
-    did = _did(run.counts)
-    if not did and run.status in {"completed", "partial"}:
-        did = _("nothing new")
+    status, icon, tone = STATUS[run.status]
+    done = did(run.counts)
+    if not done and run.status in {"completed", "partial"}:
+        done = _("nothing new")
+    by = run.requested_by.removeprefix("command line ").strip("()")
     errors = [str(error.get("error", error)) for error in run.errors]
-    return RunWords(run, status, icon, tone, _TRIGGER[run.trigger], did, errors)
+    return RunWords(run, status, icon, tone, _TRIGGER[run.trigger], by, done, errors)

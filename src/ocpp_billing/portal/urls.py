@@ -2,11 +2,13 @@
 
 from django.urls import path
 
-from ocpp_billing.portal import dashboard, live, sync_now, theme
+from ocpp_billing.portal import dashboard, live, runs, sync_now, theme
 
 app_name = "portal"
 urlpatterns = [
     path("", dashboard.dashboard, name="dashboard"),
+    path("sync", runs.runs, name="runs"),
+    path("sync/<int:run_id>", runs.run, name="run"),
     path("sync/now", sync_now.sync_now, name="sync_now"),
     path("live", live.changes, name="live"),
     path("theme", theme.choose_theme, name="theme"),

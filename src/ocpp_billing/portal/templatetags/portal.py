@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django import template
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from django.forms import BoundField
     from django.template import Context
     from django.utils.safestring import SafeString
+
+    from ocpp_billing.sync.models import SyncRun, SyncStep
 
 register = template.Library()
 
@@ -155,14 +158,20 @@ def stamp(at: datetime | None) -> str:
 
 
 @register.filter
+def clock_time(at: datetime) -> SafeString:
+    """The time of day to the second in the organisation's zone, with UTC on hover: for logs."""
+    return _time(at, f"{timezone.localtime(at):%H:%M:%S}")
+
+
+@register.filter
 def age(since: datetime | None) -> str:
     """How long something has lasted, with the beginning (UTC) on hover."""
     return "" if since is None else _time(since, written.age(since, clock.now()))
 
 
 @register.filter
-def lasted(run: Any) -> str:
-    """How long a run took; empty while it has not ended."""
+def lasted(run: SyncRun | SyncStep) -> str:
+    """How long a run or one of its steps took; empty while it has not ended."""
     if run.started_at is None or run.ended_at is None:
         return ""
     return written.duration(run.ended_at - run.started_at)
