@@ -21,9 +21,11 @@ import msgspec
 
 from ocpp_billing import __version__
 from ocpp_billing.effects import effect
+from ocpp_billing.http_date import date_of
 from ocpp_billing.lago import errors, wire
 from ocpp_billing.lago.answers import UNREADABLE, error_of
 from ocpp_billing.lago.delivery import Outcome, Unknown, classify
+from ocpp_billing.proxies import heeds_environment
 from ocpp_billing.tls import tls_context
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 DEFAULT_URL: Final = "https://api.getlago.com"
 _API_PATH: Final = "/api/v1"
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 _KEY = re.compile(r"[!-~]+")
 _LONGEST_ANSWER_BYTES: Final = 64 * 2**20
 _MOST_CONNECTIONS: Final = 10
@@ -127,6 +128,7 @@ class LagoClient:
         self._base = settings.base_url
         self._calls = 0
         self._count_lock = threading.Lock()
+        self._date: datetime | None = None
         limits = httpx2.Limits(
             max_connections=_MOST_CONNECTIONS,
             max_keepalive_connections=_MOST_CONNECTIONS,
@@ -142,14 +144,18 @@ class LagoClient:
             limits=limits,
             follow_redirects=False,
             verify=tls_context(),
-            # A company's proxy and certificates come from the environment; a local Lago needs no proxy.
-            trust_env=httpx2.URL(self._base).host not in _LOOPBACK,
+            trust_env=heeds_environment(self._base),
         )
 
     @property
     def calls(self) -> int:
         """HTTP calls made so far, repeated ones and failed ones included."""
         return self._calls
+
+    @property
+    def last_date(self) -> datetime | None:
+        """What time it was at Lago, or at the proxy before it, by its last answer; None = it did not say."""
+        return self._date
 
     def close(self) -> None:
         """Close the connections."""
@@ -567,6 +573,7 @@ class LagoClient:
                 body = _read(response, deadline)
             finally:
                 response.close()
+        self._date = date_of(response.headers)
         return _Answer(response.status_code, response.headers, self._without_key(body))
 
     def _without_key(self, body: bytes) -> bytes:

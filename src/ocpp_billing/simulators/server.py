@@ -17,6 +17,7 @@ import time
 import zlib
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -436,6 +437,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, headers: dict[str, str]) -> bytes:
         reason = REASONS.get(status) or self.responses.get(status, ("",))[0]
+        if "date" not in headers:  # as Jetty does before StEvE, and a proxy before Lago
+            headers = {**headers, "date": format_datetime(self.simulator.now(), usegmt=True)}
         lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.items())]
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 

@@ -20,6 +20,8 @@ from urllib.parse import urlencode, urlsplit
 import httpx2
 
 from ocpp_billing.effects import effect
+from ocpp_billing.http_date import date_of
+from ocpp_billing.proxies import heeds_environment
 from ocpp_billing.steve.errors import (
     Answer,
     InvalidSettings,
@@ -155,6 +157,8 @@ class SteveClient:
         calls: HTTP calls made so far.
         busy_s: seconds that they took, failed ones included: StEvE's time, near enough.
         last_duration_s: seconds of the latest call of each kind.
+        last_date: what time it was at StEvE, or at the proxy before it, by its last answer; None = it did not
+            say.
     """
 
     def __init__(
@@ -175,6 +179,7 @@ class SteveClient:
         self.calls = 0
         self.busy_s = 0.0
         self.last_duration_s: dict[CallKind, float] = {}
+        self.last_date: datetime | None = None
         self._api_url = api_url
         self._clock = clock
         self._lock = threading.Lock()
@@ -184,6 +189,7 @@ class SteveClient:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
             verify=tls_context(),
+            trust_env=heeds_environment(settings.url),
             timeout=httpx2.Timeout(settings.read_timeout_s, connect=settings.connect_timeout_s),
             limits=httpx2.Limits(max_connections=8, max_keepalive_connections=4, keepalive_expiry=20.0),
         )
@@ -448,6 +454,7 @@ class SteveClient:
         headers = [(b"Accept", accept), *self.settings.credentials()]
         try:
             with self._http.stream(method, base + target, headers=headers) as response:
+                self.last_date = date_of(response.headers)
                 return Answer(
                     url=base + target.partition("?")[0],
                     status=response.status_code,
