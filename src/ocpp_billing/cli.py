@@ -26,8 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
         admin,
         balance,
         delivery,
+        doctor,
         mappings,
         services,
+        setup_lago,
         simulate,
         stuck,
         sync,
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ocpp-billing {__version__}")
     commands = Commands(parser)
-    for module in (services, sync, balance, delivery, stuck, mappings, admin, simulate):
+    for module in (services, sync, balance, doctor, delivery, stuck, mappings, setup_lago, admin, simulate):
         module.add_commands(commands)
     return parser
 
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configure_logging(level=_log_level(config, args), json_lines=config.log_format == "json")
         code: int = args.function(config, args)
     except ConfigError as error:
+        if hasattr(args, "misconfigured"):
+            return int(args.misconfigured(error, args))
         for problem in error.problems:
             note(problem)
         return USAGE

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from ocpp_billing.lago.wire import BillableMetric
+
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionRow:
@@ -129,3 +131,52 @@ def choose_subscription(
             f"the billing period of {row.external_id} that contains {at:%F %T} UTC is already invoiced",
         )
     return Chosen(row, charges[row.plan_code])
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFault:
+    """Something about a billable metric that is not as our events need it.
+
+    Attributes:
+        code: what it is.
+        breaks: Lago would not bill what we send, or bill it wrongly; else it only deserves a look.
+        says: what it is, in words.
+        do: what to do about it, in Lago.
+    """
+
+    code: str
+    breaks: bool
+    says: str
+    do: str
+
+
+def metric_faults(metric: BillableMetric) -> list[MetricFault]:
+    """What is wrong with a billable metric that is to sum the kWh of our events.
+
+    Lago never says any of it: it takes every event and bills what it understands.
+    """
+    renew = (
+        "A metric that is in use cannot be changed in Lago: make another one and set LAGO_METRIC_CODE to it "
+        "(ocpp-billing setup-lago creates it), or correct this one while nothing uses it."
+    )
+    code = metric.code
+    found: list[MetricFault] = []
+    if metric.aggregation_type != "sum_agg":
+        says = f"Metric {code} does not sum: its aggregation is {metric.aggregation_type}."
+        found.append(MetricFault("metric_not_sum", True, says, renew))
+    elif not metric.field_name:
+        says = f"Metric {code} names no field to sum."
+        found.append(MetricFault("metric_without_field", True, says, renew))
+    if metric.recurring:
+        says = f"Metric {code} is recurring: what one period used would be billed again in every later one."
+        found.append(MetricFault("metric_recurring", True, says, renew))
+    if metric.expression:
+        says = f"Metric {code} has an expression ({metric.expression}), whose result counts, not our kWh."
+        found.append(MetricFault("metric_expression", True, says, renew))
+    if metric.rounding_function:
+        says = (
+            f"Metric {code} rounds a period's total ({metric.rounding_function}, "
+            f"{metric.rounding_precision or 0} decimals)."
+        )
+        found.append(MetricFault("metric_rounds", False, says, "Nothing, if your tariff says so."))
+    return found

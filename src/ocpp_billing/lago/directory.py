@@ -124,6 +124,21 @@ class LagoDirectory:
             _store({customer}, list(self.client.subscriptions(external_customer_id=customer)), now)
 
 
+def row_of(row: Subscription) -> SubscriptionRow:
+    """What decisions need of a subscription as Lago shows it."""
+    return SubscriptionRow(
+        lago_id=row.lago_id,
+        external_id=row.external_id,
+        external_customer_id=row.external_customer_id,
+        plan_code=row.plan_code,
+        status=row.status,
+        started_at=row.started_at,
+        terminated_at=row.terminated_at,
+        period_from=row.current_billing_period_started_at,
+        period_to=row.current_billing_period_ending_at,
+    )
+
+
 def _store(customers: set[str], rows: Sequence[Subscription], now: datetime) -> None:
     """Replace what is known of these customers by what Lago just said."""
     with effect("db commit subscriptions"), transaction.atomic(), connection.cursor() as cursor:

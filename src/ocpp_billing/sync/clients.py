@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
     from ocpp_billing.config import Config
 
-REQUIRED = ("STEVE_API_URL", "STEVE_API_KEY", "LAGO_API_KEY")
+OF_STEVE = ("STEVE_API_URL", "STEVE_API_KEY")
+OF_LAGO = ("LAGO_API_KEY",)
 
 
-def require_connections(config: Config) -> None:
-    """Check that both systems are configured.
+def require_connections(config: Config, *names: str) -> None:
+    """Check that both systems are configured, or that these variables are set.
 
     Raises:
         ConfigError: naming each variable that is missing.
     """
-    problems = config.missing(*REQUIRED)
+    problems = config.missing(*(names or OF_STEVE + OF_LAGO))
     if problems:
         raise ConfigError(problems)
 
@@ -38,21 +39,45 @@ def open_clients(config: Config) -> Iterator[tuple[SteveClient, LagoClient]]:
         ConfigError: when a connection is not, or not sensibly, configured.
     """
     require_connections(config)
-    assert config.steve_api_url and config.steve_api_key and config.lago_api_key  # noqa: S101, PT018
+    with steve_client(config) as steve, lago_client(config) as lago:
+        yield steve, lago
+
+
+def steve_client(config: Config) -> SteveClient:
+    """A client of StEvE, to be closed.
+
+    Raises:
+        ConfigError: when it is not, or not sensibly, configured.
+    """
+    require_connections(config, *OF_STEVE)
+    assert config.steve_api_url and config.steve_api_key  # noqa: S101, PT018
     try:
-        steve_settings = SteveSettings(
+        settings = SteveSettings(
             url=config.steve_api_url,
             key=config.steve_api_key,
             username=config.steve_api_username,
             key_header=config.steve_api_key_header,
             read_timeout_s=float(config.steve_read_timeout_seconds),
         )
-        lago_settings = LagoSettings(
+    except InvalidSettings as error:
+        raise ConfigError([str(error)]) from error
+    return SteveClient(settings)
+
+
+def lago_client(config: Config) -> LagoClient:
+    """A client of Lago, to be closed.
+
+    Raises:
+        ConfigError: when it is not, or not sensibly, configured.
+    """
+    require_connections(config, *OF_LAGO)
+    assert config.lago_api_key  # noqa: S101
+    try:
+        settings = LagoSettings(
             url=config.lago_api_url,
             api_key=config.lago_api_key,
             read_timeout_s=float(config.lago_read_timeout_seconds),
         )
-    except (InvalidSettings, Misconfigured) as error:
+    except Misconfigured as error:
         raise ConfigError([str(error)]) from error
-    with SteveClient(steve_settings) as steve, LagoClient(lago_settings) as lago:
-        yield steve, lago
+    return LagoClient(settings)

@@ -1,0 +1,199 @@
+"""Our own side: the settings, the database, the worker."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from django.db import connection
+
+from ocpp_billing import clock
+from ocpp_billing.alerts.channels import channels_of, incomplete
+from ocpp_billing.billing import control
+from ocpp_billing.billing.balance import counted_balance, last_proof
+from ocpp_billing.config import Config
+from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
+from ocpp_billing.proxies import is_this_machine
+from ocpp_billing.sync.liveness import worker_alive
+from ocpp_billing.sync.schedule import next_scheduled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+OLDEST_POSTGRESQL = 14
+# Variables that begin like this are meant for us, or are a misspelling of one that is.
+OUR_PREFIXES = ("STEVE_", "LAGO_", "SYNC_", "DELIVERY_", "BILLING_", "OCPP_BILLING_", "ALERT_", "AUTH_")
+RESEMBLES = 0.8
+AWAY = "The database cannot be used"
+
+
+def look_at_settings(config: Config, environment: Mapping[str, str]) -> list[Finding]:
+    """What can be said about the settings without asking anybody."""
+    found = [
+        problem(
+            "settings", "setting_missing", sentence, "Set it in the environment or in .env, then restart."
+        )
+        for sentence in config.missing("STEVE_API_URL", "STEVE_API_KEY", "LAGO_API_KEY")
+    ]
+    if not found:
+        found.append(ok("settings", "connections", "StEvE and Lago are configured."))
+    found += [_misspelled(name, setting) for name, setting in misspelled_settings(environment)]
+    found += _plain_text(config)
+    channels = [name for name in channels_of(config) if name != "log"]
+    found += [
+        warning("settings", "alerts_incomplete", sentence, "Set it, or take the other settings of it away.")
+        for sentence in incomplete(config)
+    ]
+    if channels:
+        found.append(ok("settings", "alerts", f"Alerts go to the log and by {' and '.join(channels)}."))
+    else:
+        found.append(
+            warning(
+                "settings",
+                "alerts_log_only",
+                "Alerts go to the log only.",
+                "Set ALERT_EMAIL_TO or ALERT_WEBHOOK_URL, so that somebody hears of an outage.",
+            )
+        )
+    next_run = next_scheduled(config, clock.now()).astimezone(config.timezone)
+    found.append(
+        ok(
+            "settings",
+            "schedule",
+            f"Full runs: {config.sync_cron_schedule} in {config.sync_timezone}, the next at "
+            f"{next_run:%Y-%m-%d %H:%M}.",
+        )
+    )
+    return found
+
+
+def misspelled_settings(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables that are no settings and look like one: (name, the setting that it resembles)."""
+    settings = [name.upper() for name in Config.__dataclass_fields__]
+    known = {*settings, "OCPP_BILLING_ENV_FILE"}
+    return [
+        (name, near[0])
+        for name in sorted(environment)
+        if name.startswith(OUR_PREFIXES)
+        and name not in known
+        and (near := difflib.get_close_matches(name, settings, 1, RESEMBLES))
+    ]
+
+
+def _misspelled(name: str, setting: str) -> Finding:
+    return warning(
+        "settings", "setting_unknown", f"{name} is set and is no setting.", f"Do you mean {setting}?"
+    )
+
+
+def _plain_text(config: Config) -> list[Finding]:
+    """Addresses over which secrets would go unencrypted."""
+    return [
+        warning(
+            "settings",
+            "plain_http",
+            f"{name} is http: {what} unencrypted.",
+            "Use https, unless that network is trusted.",
+        )
+        for name, url, what in (
+            ("STEVE_API_URL", config.steve_api_url, "StEvE's credentials travel"),
+            ("LAGO_API_URL", config.lago_api_url, "Lago's key travels"),
+            ("AUTH_URL", config.auth_url, "passwords and sessions travel"),
+        )
+        if url is not None
+        and urlsplit(url).scheme == "http"
+        and not is_this_machine(urlsplit(url).hostname or "")
+    ]
+
+
+def look_at_database() -> list[Finding]:
+    """The server and its clock. The schema has been checked by whoever opened the ledger.
+
+    Raises:
+        django.db.DatabaseError: when it does not answer.
+    """
+    before = clock.now()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('server_version_num')::int / 10000, clock_timestamp()")
+        version, theirs = cursor.fetchone()
+    now = clock.now()
+    if version < OLDEST_POSTGRESQL:
+        found = problem(
+            "database",
+            "postgresql_old",
+            f"PostgreSQL {version} is older than {OLDEST_POSTGRESQL}.",
+            "Upgrade PostgreSQL.",
+        )
+    else:
+        found = ok("database", "postgresql", f"PostgreSQL {version} answers and has this version's schema.")
+    return [found, *judge_clock("database", theirs, now, now - before)]
+
+
+def look_at_worker(config: Config, now: datetime) -> list[Finding]:
+    """Whether anybody will synchronize, whether anything is sent, and whether the balance adds up."""
+    worker = worker_alive(config.steve_source, now)
+    if worker.alive:
+        when = (
+            "" if worker.next_run_at is None else f"; the next full run is due at {_utc(worker.next_run_at)}"
+        )
+        found = [ok("worker", "worker", f"A worker is alive{when}.")]
+    else:
+        since = f" since {_utc(worker.since)}" if worker.since else ""
+        found = [
+            problem(
+                "worker",
+                "worker_gone",
+                f"No worker is alive{since}.",
+                "Start it: ocpp-billing worker (or up). Triggers are kept meanwhile.",
+            )
+        ]
+    if worker.last_completed is None:
+        found.append(
+            warning("worker", "never_run", "No run has been completed yet.", "Run: ocpp-billing sync")
+        )
+    else:
+        found.append(
+            ok("worker", "last_run", f"The last run was completed at {_utc(worker.last_completed)}.")
+        )
+    return [*found, _delivery(config), *_balance(config)]
+
+
+def _delivery(config: Config) -> Finding:
+    status = control.read_status(config)
+    if status.mode == "shadow":
+        return warning(
+            "worker",
+            "shadow",
+            "Shadow mode: nothing is sent to Lago.",
+            "Look at what would be billed and go live: ocpp-billing go-live --from DATE",
+        )
+    if status.mode == "paused":
+        return problem(
+            "worker",
+            "paused",
+            f"Delivery is paused by {status.paused_by}: {status.pause_reason}",
+            "Settle the cause, then: ocpp-billing resume",
+        )
+    assert status.live_from is not None  # noqa: S101 - that is what live means
+    return ok("worker", "live", f"Billing is live from {_utc(status.live_from)}.")
+
+
+def _balance(config: Config) -> Iterable[Finding]:
+    proof = last_proof(config.steve_source)
+    unexplained = counted_balance(config.steve_source).unexplained
+    if unexplained:
+        yield problem(
+            "worker",
+            "balance_unexplained",
+            f"{unexplained.sessions} sessions and {unexplained.energy_wh} Wh are unexplained.",
+            "Pause delivery (ocpp-billing pause) and report it with the output of: ocpp-billing balance "
+            "--json",
+        )
+    elif proof is not None:
+        yield ok("worker", "balance", f"Every watt-hour is accounted for, proved at {_utc(proof.proved_at)}.")
+
+
+def _utc(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
