@@ -41,6 +41,29 @@ def signed_in(db):
 
 
 @pytest.fixture
+def operated(world, settings):
+    """A function: role -> a client of the portal, between a StEvE and a Lago that answer.
+
+    The engine commits, so no transaction is around such a test: its module must not be marked ``django_db``.
+    """
+    from django.core.cache import cache
+    from django.db import connection
+    from django.test import Client
+
+    def sign_in(role=Role.ADMIN):
+        client = Client()
+        client.force_login(User.objects.filter(role=role).first() or add_person(role), backend=BACKEND)
+        return client
+
+    settings.CONFIG = world.config()
+    cache.clear()
+    yield sign_in
+    cache.clear()
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE app_user CASCADE")
+
+
+@pytest.fixture
 def configured(settings):
     """Both systems are configured, billing has begun."""
     settings.CONFIG = dataclasses.replace(

@@ -38,7 +38,7 @@ def test_a_pause_says_who_why_and_since_when():
     )
     assert banner.since == NOW
     assert banner.says.startswith("Paused by Ada. wrong organisation. ")
-    assert banner.command == "ocpp-billing resume"
+    assert banner.act == "portal:resume"
 
 
 def test_a_worker_that_fell_silent_is_told_from_one_that_never_was():

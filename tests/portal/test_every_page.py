@@ -26,7 +26,14 @@ OPEN = {
     "/accounts/inactive/",
     "/accounts/signup/",
 }
-PAGES = ["/", "/sync", "/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"]
+PAGES = [
+    "/",
+    "/setup",
+    "/sync",
+    "/accounts/password/change/",
+    "/accounts/reauthenticate/",
+    "/accounts/logout/",
+]
 OPEN_PAGES = ["/accounts/login/", "/accounts/signup/", "/accounts/inactive/"]
 
 
@@ -162,7 +169,7 @@ def test_a_fault_leaks_nothing_and_needs_no_database(signed_in, monkeypatch):
 
     client = signed_in()
     client.raise_request_exception = False
-    monkeypatch.setattr("ocpp_billing.portal.dashboard.read_balance", fail)
+    monkeypatch.setattr("ocpp_billing.portal.dashboard.counted_balance", fail)
     monkeypatch.setattr("ocpp_billing.portal.context.read_status", fail)
     answer = client.get("/")
     assert answer.status_code == 500

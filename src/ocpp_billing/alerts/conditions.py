@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from ocpp_billing.sync.liveness import Liveness
 
 WORKER_GONE = "worker_gone"
+CONTRACT_BROKEN = "contract_broken"
 TITLES = {
     "steve_failing": "StEvE cannot be read",
     "steve_unauthorised": "StEvE refuses our credentials",
     "lago_failing": "Lago cannot be used",
     "lago_unauthorised": "Lago refuses our key",
     "sync_failing": "Synchronization fails",
-    "contract_broken": "Lago would not bill what we send",
+    CONTRACT_BROKEN: "Lago would not bill what we send",
     "delivery_paused": "Delivery has paused by itself",
     "sessions_waiting": "Sessions wait for a person",
     "events_rejected": "Lago rejected usage events",
@@ -177,7 +178,7 @@ def _contract(source: str) -> Condition | None:
     if not sessions:
         return None
     return Condition(
-        "contract_broken",
+        CONTRACT_BROKEN,
         f"{sessions} sessions with {energy_wh / 1000:,.3f} kWh are held because Lago does not charge the "
         "metric for them.",
         "Put the metric, its field or the plan's charge back in Lago: ocpp-billing doctor says which. They "

@@ -9,6 +9,7 @@ from django.db import connection, transaction
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
+from ocpp_billing.billing.balance import Amount
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
 from ocpp_billing.effects import effect
@@ -120,6 +121,22 @@ def preview_go_live(config: Config, live_from: datetime) -> list[PreviewLine]:
     with connection.cursor() as cursor:
         cursor.execute(_PREVIEW, {"source": config.steve_source, "live_from": live_from})
         return [PreviewLine(*row) for row in cursor.fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class Unbilled:
+    """Sessions that going live would not send: stopped before (and then excluded), or held for a reason."""
+
+    before: Amount
+    held: Amount
+
+
+def preview_unbilled(config: Config, live_from: datetime) -> Unbilled:
+    """What would not be billed if billing went live from there, so that nobody is surprised by it."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PREVIEW_UNBILLED, {"source": config.steve_source, "live_from": live_from})
+        before, before_wh, held, held_wh = cursor.fetchone()
+    return Unbilled(Amount(before, before_wh), Amount(held, held_wh))
 
 
 def pause(config: Config, *, by: str, reason: str, user: User | None = None) -> None:
@@ -235,4 +252,14 @@ SELECT e.external_customer_id, e.external_subscription_id,
 FROM usage_event e JOIN charging_session s ON s.id = e.session_id
 WHERE e.source_id = %(source)s AND e.state = 'queued' AND s.stopped_at >= %(live_from)s
 GROUP BY 1, 2 ORDER BY 4 DESC, 1, 2
+"""
+
+_PREVIEW_UNBILLED = """
+SELECT count(*) FILTER (WHERE stopped_at < %(live_from)s AND state IN ('held', 'queued')),
+    coalesce(sum(greatest(energy_wh, 0)) FILTER (
+        WHERE stopped_at < %(live_from)s AND state IN ('held', 'queued')), 0)::bigint,
+    count(*) FILTER (WHERE stopped_at >= %(live_from)s AND state = 'held'),
+    coalesce(sum(greatest(energy_wh, 0)) FILTER (
+        WHERE stopped_at >= %(live_from)s AND state = 'held'), 0)::bigint
+FROM charging_session WHERE source_id = %(source)s AND stopped_at IS NOT NULL
 """

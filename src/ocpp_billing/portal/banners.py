@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext as _
 
+from ocpp_billing.accounts.models import Role
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Banner:
-    """What, since when, and what to do; ``command`` is what to type, or empty."""
+    """What, since when, what to do, and the one button that helps.
+
+    Attributes:
+        command: what to type; empty where the button does it.
+        act: name of the page that helps; empty where none does.
+        act_says: what stands on the button.
+        needs: the role for which the button is.
+    """
 
     tone: str
     icon: str
@@ -24,6 +33,9 @@ class Banner:
     says: str
     do: str
     command: str = ""
+    act: str = ""
+    act_says: str = ""
+    needs: Role = Role.ADMIN
 
 
 def banners(status: Status) -> list[Banner]:
@@ -39,8 +51,9 @@ def banners(status: Status) -> list[Banner]:
                 _("Delivery is paused"),
                 status.paused_at,
                 f"{who}{why} " + _("Sessions are read and decided; nothing is sent to Lago."),
-                _("When the cause is settled, an admin resumes it with"),
-                "ocpp-billing resume",
+                _("When the cause is settled, an admin resumes it."),
+                act="portal:resume",
+                act_says=_("Resume"),
             )
         )
     if not status.worker_alive:
@@ -55,6 +68,20 @@ def banners(status: Status) -> list[Banner]:
                 "ocpp-billing worker",
             )
         )
+    if status.contract_since is not None:
+        shown.append(
+            Banner(
+                "danger",
+                "plug-off",
+                _("Lago would not bill everything"),
+                status.contract_since,
+                status.contract_says,
+                status.contract_do,
+                act="portal:setup",
+                act_says=_("Check Lago"),
+                needs=Role.OPERATOR,
+            )
+        )
     if status.shadow:
         shown.append(
             Banner(
@@ -63,8 +90,10 @@ def banners(status: Status) -> list[Banner]:
                 _("Shadow mode"),
                 status.known_since,
                 _("Everything is read and decided; what would be billed is queued, nothing is sent to Lago."),
-                _("When the figures are right, an admin starts billing with"),
-                "ocpp-billing go-live --from DATE",
+                _("When the figures are right, an admin goes live."),
+                act="portal:setup",
+                act_says=_("Set-up"),
+                needs=Role.VIEWER,
             )
         )
     return shown

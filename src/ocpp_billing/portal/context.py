@@ -41,7 +41,9 @@ MENU: dict[str | Promise, list[MenuEntry]] = {
         MenuEntry(_("Dashboard"), "layout-dashboard", "portal:dashboard"),
         MenuEntry(_("Sync"), "refresh", "portal:runs"),
     ],
-    _("Settings"): [],
+    _("Settings"): [
+        MenuEntry(_("Set-up"), "list-check", "portal:setup"),
+    ],
 }
 
 

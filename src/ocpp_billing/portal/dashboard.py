@@ -10,39 +10,20 @@ from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
 
 from ocpp_billing import clock
-from ocpp_billing.billing.balance import read_balance
+from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.portal import charts, queries, wording
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.run_words import describe
+from ocpp_billing.portal.setup import read_progress
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
     from ocpp_billing.billing.balance import Balance
-    from ocpp_billing.config import Config
 
 CHART_DAYS = 30
 CHART_HEIGHT_PX = 180
 RECENT_RUNS = 6
-
-
-def missing_connections(config: Config) -> list[dict[str, Any]]:
-    """Which of the two systems are not configured, and the variables that are missing."""
-    # Wanted, and what some releases want besides.
-    needed: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "StEvE": (("STEVE_API_URL", "STEVE_API_KEY"), ("STEVE_API_USERNAME",)),
-        "Lago": (("LAGO_API_KEY",), ()),
-    }
-    return [
-        {
-            "system": system,
-            "variables": [
-                tuple(sentence.split(" is not set: ")) for sentence in config.missing(*names, *optional)
-            ],
-        }
-        for system, (names, optional) in needed.items()
-        if config.missing(*names)
-    ]
 
 
 def _state_rows(balance: Balance) -> list[dict[str, Any]]:
@@ -68,13 +49,14 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     source, now, zone = settings.CONFIG.steve_source, clock.now(), settings.CONFIG.timezone
     # Before anything is read: what changes meanwhile is announced, at worst once too often.
     mark = current_mark(source)
-    balance = read_balance(source)
+    balance, proof = counted_balance(source), last_proof(source)
     today, week = queries.today_and_week(source, now, zone)
     days, energies_wh = queries.energy_by_day(source, now, zone, CHART_DAYS)
     context = {
         "mark": mark,
         "now": now,
         "balance": balance,
+        "proved_at": proof.proved_at if proof else None,
         "accounted_for": not balance.unexplained.sessions and not balance.unexplained.energy_wh,
         "states": _state_rows(balance),
         "bar": charts.stack({state: balance.states[state].energy_wh for state in wording.STATES}),
@@ -84,6 +66,6 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "mappings": queries.count_mappings(source, now),
         "chart": charts.day_chart(days, energies_wh, list(wording.STATES), CHART_HEIGHT_PX),
         "runs": [describe(run) for run in queries.recent_runs(source, RECENT_RUNS)],
-        "missing": missing_connections(settings.CONFIG),
+        "progress": read_progress(settings.CONFIG),
     }
     return draw_live(request, "dashboard", context)

@@ -70,6 +70,11 @@ def stamp(at: datetime, now: datetime) -> str:
     return date_format(local, "j M, H:i" if local.year == today.year else "j M Y, H:i")
 
 
+def day_and_time(at: datetime) -> str:
+    """An instant in full in the organisation's zone, for what must not be misread: ``1 Dec 2026, 00:00``."""
+    return date_format(timezone.localtime(at), "j M Y, H:i")
+
+
 def utc(at: datetime) -> str:
     """The absolute instant, for the hover text: ``2026-11-23 13:15:00 UTC``."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.db import connection
 
+from ocpp_billing.alerts.conditions import CONTRACT_BROKEN
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
 from ocpp_billing.sync.liveness import SILENT_AFTER, worker_alive
-from ocpp_billing.sync.models import RunStatus, SyncRun
+from ocpp_billing.sync.models import Alert, RunStatus, SyncRun
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
@@ -42,6 +43,10 @@ class Status:
     paused_at: datetime | None
     paused_by: str
     pause_reason: str
+    # What Lago would not bill, since when; empty when the contract holds.
+    contract_says: str = ""
+    contract_do: str = ""
+    contract_since: datetime | None = None
 
     @property
     def shadow(self) -> bool:
@@ -50,11 +55,14 @@ class Status:
 
 
 def read_status(source: str, now: datetime) -> Status:
-    """Read freshness, worker and delivery in five small queries."""
+    """Read freshness, worker, delivery and contract in six small queries."""
     known_since = Source.objects.filter(name=source).values_list("created_at", flat=True).first()
     running = SyncRun.objects.filter(source_id=source, status=RunStatus.RUNNING).first()
     worker = worker_alive(source, now)
     control = DeliveryControl.objects.filter(source_id=source).first()
+    broken = Alert.objects.filter(
+        source_id=source, condition=CONTRACT_BROKEN, resolved_at__isnull=True
+    ).first()
     return Status(
         known_since=known_since,
         synced_at=worker.last_completed,
@@ -66,7 +74,16 @@ def read_status(source: str, now: datetime) -> Status:
         paused_at=control.paused_at if control else None,
         paused_by=(control.paused_by or "") if control else "",
         pause_reason=(control.pause_reason or "") if control else "",
+        contract_says=broken.says if broken else "",
+        contract_do=broken.do if broken else "",
+        contract_since=broken.opened_at if broken else None,
     )
+
+
+def pinned_organization(source: str) -> str | None:
+    """Name of the Lago organisation that is billed into; None before Lago was reached for the first time."""
+    control = DeliveryControl.objects.filter(source_id=source, lago_organization_id__isnull=False).first()
+    return None if control is None else control.lago_organization_name or control.lago_organization_id
 
 
 # Whatever a page shows comes with one of these: a run, its steps and log, a decision, an event, an act of a

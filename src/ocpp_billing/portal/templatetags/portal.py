@@ -14,19 +14,19 @@ from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
-from ocpp_billing.portal import acts
+from ocpp_billing.accounts.models import Role
 from ocpp_billing.portal import format as written
 from ocpp_billing.portal.access import seen_tag
 from ocpp_billing.portal.wording import STATES
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from django.forms import BoundField
     from django.template import Context
     from django.utils.safestring import SafeString
 
-    from ocpp_billing.charging.models import ChargingSession
+    from ocpp_billing.accounts.models import User
     from ocpp_billing.sync.models import SyncRun, SyncStep
 
 register = template.Library()
@@ -50,6 +50,12 @@ def scale_kwh(energy_wh: int) -> str:
 def state_label(state: str) -> str:
     """The word for a state."""
     return str(STATES[state].label)
+
+
+@register.filter
+def has_role(user: User, role: Role) -> bool:
+    """Whether a person may do what needs this role."""
+    return role.within(Role(user.role))
 
 
 @register.filter
@@ -136,15 +142,6 @@ def id_tag(context: Context, text: str) -> str:
     return seen_tag(context["user"], text)
 
 
-@register.simple_tag(takes_context=True)
-def offered_acts(context: Context, session: ChargingSession) -> list[dict[str, Any]]:
-    """The acts that are open to whoever looks at a session; none for viewers."""
-    request = context["request"]
-    if not context["user"].is_operator:
-        return []
-    return acts.offered_acts(session, back=request.get_full_path())
-
-
 def _time(at: datetime, words: str, *, ticking: str = "") -> SafeString:
     relative = format_html(' data-relative="{}"', ticking) if ticking else ""
     return format_html(
@@ -169,6 +166,18 @@ def stamp(at: datetime | None) -> str:
 
 
 @register.filter
+def full_stamp(at: datetime) -> SafeString:
+    """An instant with its year, for what must not be misread."""
+    return _time(at, written.day_and_time(at))
+
+
+@register.filter
+def local_input(at: datetime) -> str:
+    """An instant as a field for date and time takes it, in the organisation's zone."""
+    return f"{timezone.localtime(at):%Y-%m-%dT%H:%M:%S}"
+
+
+@register.filter
 def clock_time(at: datetime) -> SafeString:
     """The time of day to the second in the organisation's zone, with UTC on hover: for logs."""
     return _time(at, f"{timezone.localtime(at):%H:%M:%S}")
@@ -178,12 +187,6 @@ def clock_time(at: datetime) -> SafeString:
 def age(since: datetime | None) -> str:
     """How long something has lasted, with the beginning (UTC) on hover."""
     return "" if since is None else _time(since, written.age(since, clock.now()))
-
-
-@register.filter
-def duration(span: timedelta) -> str:
-    """How long something took, in the two units that matter."""
-    return written.duration(span)
 
 
 @register.filter
