@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         delivery,
         doctor,
         mappings,
+        reconcile,
         services,
         setup_lago,
         simulate,
@@ -42,7 +43,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ocpp-billing {__version__}")
     commands = Commands(parser)
-    for module in (services, sync, balance, doctor, delivery, stuck, mappings, setup_lago, admin, simulate):
+    for module in (
+        services,
+        sync,
+        balance,
+        reconcile,
+        doctor,
+        delivery,
+        stuck,
+        mappings,
+        setup_lago,
+        admin,
+        simulate,
+    ):
         module.add_commands(commands)
     return parser
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ocpp_billing.billing.balance import Balance, BreakdownRow, Dimension, Proof
     from ocpp_billing.charging.closing import StuckSession
+    from ocpp_billing.reconcile.compare import Reconciliation
     from ocpp_billing.sync.models import SyncRun
 
 
@@ -149,6 +150,49 @@ def _evidence_in_words(session: StuckSession) -> str:
         return "energy unknown"
     source = "last meter value" if finding.source == "meter_value" else "next start on the connector"
     return f"{_kwh(session.energy_wh)} kWh by the {source} ({finding.stop_wh} Wh)"
+
+
+def format_reconciliation(found: Reconciliation) -> str:
+    """Three sides of a window as a table, one line per subscription, and what differs below it."""
+    table = [["subscription", "StEvE", "kWh", "ledger", "kWh", "in Lago", "kWh", "Lago counts"]]
+    for line in found.lines:
+        states = ", ".join(f"{amount.sessions} {state}" for state, amount in line.ledger.items())
+        ledger_wh = sum(amount.energy_wh for amount in line.ledger.values())
+        counts = [
+            f"{period.counted_kwh} kWh{' (invoiced)' if period.invoiced else ''}"
+            f"{'' if period.agrees else ' DIFFERS'}"
+            for period in line.periods
+        ]
+        table.append(
+            [
+                line.subscription or "(nobody)",
+                f"{line.steve.sessions:,}",
+                _kwh(line.steve.energy_wh),
+                states or "nothing",
+                _kwh(ledger_wh),
+                f"{line.lago.sessions:,}",
+                _kwh(line.lago.energy_wh),
+                ", ".join(counts),
+            ]
+        )
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    left = {0, 3, 7}
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    lines.append("")
+    if found.agrees:
+        lines.append("All three agree.")
+    for difference in found.differences:
+        whose = f" ({difference.subscription})" if difference.subscription else ""
+        lines.append(f"{difference.between}: {difference.what}{whose}: {difference.says}")
+        lines.append(f"    {difference.do}")
+    return "\n".join(lines)
 
 
 def _kwh(energy_wh: int) -> str:

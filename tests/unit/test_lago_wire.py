@@ -137,15 +137,17 @@ class TestProblems:
 
 
 class TestEncoding:
-    def test_a_single_event_is_wrapped_as_lago_reads_it(self):
-        assert json.loads(wire.encode_event(EVENT)) == {
-            "event": {
-                "transaction_id": "steve:main:42-0a1b2c3d:1",
-                "external_subscription_id": "sub_alice",
-                "code": "ev_charging_kwh",
-                "timestamp": "1767225600.250",
-                "properties": {"kwh": "12.345", "connector_id": "1", "id_tag_last4": "0042"},
-            }
+    def test_events_are_wrapped_as_lago_reads_them(self):
+        assert json.loads(wire.encode_batch([EVENT])) == {
+            "events": [
+                {
+                    "transaction_id": "steve:main:42-0a1b2c3d:1",
+                    "external_subscription_id": "sub_alice",
+                    "code": "ev_charging_kwh",
+                    "timestamp": "1767225600.250",
+                    "properties": {"kwh": "12.345", "connector_id": "1", "id_tag_last4": "0042"},
+                }
+            ]
         }
 
     def test_a_batch_keeps_its_order_and_is_the_same_bytes_every_time(self):

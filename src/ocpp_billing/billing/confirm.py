@@ -165,25 +165,67 @@ def _lago_counts_it(
     usage = _usage(group, client, directory.metric_code)
     if usage is None:
         return False
+    compared = compare_usage(source, group.subscription, usage, client, directory, metric)
+    if compared is None:
+        return False
+    if compared.others_kwh is not None:
+        log.info(
+            "usage compared",
+            action="confirm.compare",
+            subscription=group.subscription,
+            counted=str(compared.counted_kwh),
+            ours_wh=compared.ours_wh,
+            others=str(compared.others_kwh),
+            matches=compared.agrees,
+        )
+    return compared.agrees
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What Lago counts in one billing period of a subscription, against what it was sent.
+
+    Attributes:
+        counted_kwh: by Lago, after its rounding.
+        ours_wh: events of this source that Lago took, corrections included.
+        others_kwh: what others sent; None = not asked for, because ours alone explain the count.
+        agrees: the count is explained.
+    """
+
+    counted_kwh: Decimal
+    ours_wh: int
+    others_kwh: Decimal | None
+    agrees: bool
+
+
+def compare_usage(
+    source: str,
+    subscription: str,
+    usage: Usage,
+    client: LagoClient,
+    directory: LagoDirectory,
+    metric: BillableMetric,
+) -> Comparison | None:
+    """Compare what Lago counts with what was sent; None where the usage has no line of the metric.
+
+    Args:
+        source: name of the StEvE.
+        subscription: Lago's external subscription id.
+        usage: of one billing period.
+        client: asked for the events of others when ours alone do not explain the count.
+        directory: knows the metric's code and field.
+        metric: says how Lago rounds.
+    """
     lines = usage.of_metric(directory.metric_code)
     if not lines:
-        return False
+        return None
     counted = lines[0].units
-    ours_wh = _sent_wh(source, group, usage)
+    ours_wh = _sent_wh(source, subscription, usage)
     if counted == _rounded(Decimal(ours_wh) / 1000, metric):
-        return True
-    others = _others_kwh(source, group, client, directory, usage)
-    matches = counted == _rounded(max(Decimal(ours_wh) / 1000 + others, Decimal(0)), metric)
-    log.info(
-        "usage compared",
-        action="confirm.compare",
-        subscription=group.subscription,
-        counted=str(counted),
-        ours_wh=ours_wh,
-        others=str(others),
-        matches=matches,
-    )
-    return matches
+        return Comparison(counted, ours_wh, None, agrees=True)
+    others = _others_kwh(source, subscription, client, directory, usage)
+    agrees = counted == _rounded(max(Decimal(ours_wh) / 1000 + others, Decimal(0)), metric)
+    return Comparison(counted, ours_wh, others, agrees)
 
 
 def _usage(group: _Group, client: LagoClient, metric_code: str) -> Usage | None:
@@ -210,11 +252,11 @@ def _rounded(quantity: Decimal, metric: BillableMetric) -> Decimal:
 
 
 def _others_kwh(
-    source: str, group: _Group, client: LagoClient, directory: LagoDirectory, usage: Usage
+    source: str, subscription: str, client: LagoClient, directory: LagoDirectory, usage: Usage
 ) -> Decimal:
     """What others sent to this subscription, metric and period: every event that is not ours."""
     events = client.events(
-        external_subscription_id=group.subscription,
+        external_subscription_id=subscription,
         metric=directory.metric_code,
         timestamp_from=usage.from_datetime,
         timestamp_to=usage.to_datetime,
@@ -222,11 +264,13 @@ def _others_kwh(
     field = directory.field_name
     prefix = f"steve:{source}:"
     return sum(
-        (_value(event, field) for event in events if not event.transaction_id.startswith(prefix)), Decimal(0)
+        (quantity_of(event, field) for event in events if not event.transaction_id.startswith(prefix)),
+        Decimal(0),
     )
 
 
-def _value(event: Event, field: str | None) -> Decimal:
+def quantity_of(event: Event, field: str | None) -> Decimal:
+    """What Lago sums of an event, by the metric's field; 0 where it is no number that it understands."""
     value = (event.properties or {}).get(field or "")
     try:
         quantity = Decimal(str(value))
@@ -281,13 +325,13 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
         ]
 
 
-def _sent_wh(source: str, group: _Group, usage: Usage) -> int:
+def _sent_wh(source: str, subscription: str, usage: Usage) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             _SENT,
             {
                 "source": source,
-                "subscription": group.subscription,
+                "subscription": subscription,
                 "from": usage.from_datetime,
                 "to": usage.to_datetime,
             },

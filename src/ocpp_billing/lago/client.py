@@ -266,36 +266,6 @@ class LagoClient:
             if row.status in statuses and external_customer_id in {None, row.external_customer_id}
         )
 
-    def subscription_rows(
-        self, external_id: str, *, external_customer_id: str | None = None
-    ) -> list[wire.Subscription]:
-        """Every row that an external subscription id ever had, in every status.
-
-        With the customer known this reads that customer's list. Without, the customers are learned first:
-        by the list's ``external_id`` filter (after v1.51), or, where Lago ignores it, by asking for the
-        id once per status.
-        """
-        if external_customer_id is not None:
-            return self._rows_of(external_id, external_customer_id)
-        params: list[tuple[str, str]] = [("status[]", status) for status in wire.ALL_STATUSES]
-        params.append(("external_id", external_id))
-        pages = self._pages(_subscriptions, "/subscriptions", params=params, per_page=100)
-        first = next(pages)
-        if first.meta.next_page is None or all(row.external_id == external_id for row in first.subscriptions):
-            rows = [*first.subscriptions, *(row for page in pages for row in page.subscriptions)]
-            return [row for row in rows if row.external_id == external_id]
-        customers = {
-            found.subscription.external_customer_id
-            for status in wire.ALL_STATUSES
-            if (
-                found := self._find(
-                    _subscription, "/subscriptions/{}", external_id, params=[("status", status)]
-                )
-            )
-            and found.subscription.external_id == external_id
-        }
-        return [row for customer in sorted(customers) for row in self._rows_of(external_id, customer)]
-
     def create_subscription(self, subscription: wire.NewSubscription) -> wire.Subscription:
         """Create a subscription. With an active external id and another plan: an up- or downgrade."""
         return self._create(_subscription, "/subscriptions", {"subscription": subscription}).subscription
@@ -404,14 +374,6 @@ class LagoClient:
 
     # -- delivery ------------------------------------------------------------------------------------
 
-    def post_event(self, event: wire.UsageEvent) -> Outcome:
-        """Send one event.
-
-        Raises:
-            Unsendable: when it breaks a rule; nothing was sent.
-        """
-        return self._deliver("/events", wire.encode_event(event), [event])
-
     def post_batch(self, events: Sequence[wire.UsageEvent]) -> Outcome:
         """Send up to 100 events; Lago takes all or refuses all.
 
@@ -443,10 +405,6 @@ class LagoClient:
             answer: Any = self._get(decoder, route, params=[*params, *place])
             yield answer
             page = _next(answer.meta, page)
-
-    def _rows_of(self, external_id: str, external_customer_id: str) -> list[wire.Subscription]:
-        rows = self.subscriptions(external_customer_id=external_customer_id, statuses=wire.ALL_STATUSES)
-        return [row for row in rows if row.external_id == external_id]
 
     def _usage(
         self,

@@ -21,14 +21,7 @@ from ocpp_billing.lago.errors import Unsendable
 
 Instant = Annotated[datetime, Meta(tz=True)]
 SubscriptionStatus = Literal["pending", "active", "terminated", "canceled", "incomplete"]
-ALL_STATUSES: Final[tuple[SubscriptionStatus, ...]] = (
-    "pending",
-    "active",
-    "terminated",
-    "canceled",
-    "incomplete",
-)
-"""``incomplete`` is unknown to older Lago, where an unknown status turns the filter off: all rows come."""
+# ``incomplete`` is unknown to older Lago, where an unknown status turns the filter off: all rows come.
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -554,16 +547,6 @@ def problems(event: UsageEvent) -> tuple[str, ...]:
     elif not _is_storable("".join(texts)):
         found.append("a text holds a NUL or an incomplete character, which Lago cannot store")
     return tuple(found)
-
-
-def encode_event(event: UsageEvent) -> bytes:
-    """The body of ``POST /events``.
-
-    Raises:
-        Unsendable: when the event breaks a rule.
-    """
-    _require_sendable([event])
-    return _encoder.encode({"event": event.to_payload()})
 
 
 def encode_batch(events: Sequence[UsageEvent]) -> bytes:

@@ -2,11 +2,12 @@
 
 from django.urls import path
 
-from ocpp_billing.portal import dashboard, delivery, live, runs, setup, sync_now, theme
+from ocpp_billing.portal import acts, dashboard, delivery, live, runs, setup, sync_now, theme
 
 app_name = "portal"
 urlpatterns = [
     path("", dashboard.dashboard, name="dashboard"),
+    path("sessions/<int:session_id>/<slug:act>", acts.session_act, name="session_act"),
     path("setup", setup.setup, name="setup"),
     path("setup/steve", setup.check, {"system": "steve"}, name="check_steve"),
     path("setup/lago", setup.check, {"system": "lago"}, name="check_lago"),

@@ -15,18 +15,20 @@ from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.portal import acts
 from ocpp_billing.portal import format as written
 from ocpp_billing.portal.access import seen_tag
 from ocpp_billing.portal.wording import STATES
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from django.forms import BoundField
     from django.template import Context
     from django.utils.safestring import SafeString
 
     from ocpp_billing.accounts.models import User
+    from ocpp_billing.charging.models import ChargingSession
     from ocpp_billing.sync.models import SyncRun, SyncStep
 
 register = template.Library()
@@ -142,6 +144,15 @@ def id_tag(context: Context, text: str) -> str:
     return seen_tag(context["user"], text)
 
 
+@register.simple_tag(takes_context=True)
+def offered_acts(context: Context, session: ChargingSession) -> list[dict[str, Any]]:
+    """The acts that are open to whoever looks at a session; none for viewers."""
+    request = context["request"]
+    if not context["user"].is_operator:
+        return []
+    return acts.offered_acts(session, back=request.get_full_path())
+
+
 def _time(at: datetime, words: str, *, ticking: str = "") -> SafeString:
     relative = format_html(' data-relative="{}"', ticking) if ticking else ""
     return format_html(
@@ -187,6 +198,12 @@ def clock_time(at: datetime) -> SafeString:
 def age(since: datetime | None) -> str:
     """How long something has lasted, with the beginning (UTC) on hover."""
     return "" if since is None else _time(since, written.age(since, clock.now()))
+
+
+@register.filter
+def duration(span: timedelta) -> str:
+    """How long something took, in the two units that matter."""
+    return written.duration(span)
 
 
 @register.filter

@@ -1,0 +1,80 @@
+"""``ocpp-billing reconcile``: do StEvE, the ledger and Lago say the same?"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from ocpp_billing import clock
+from ocpp_billing.commands.ground import (
+    DONE,
+    FAILED,
+    CommandError,
+    Commands,
+    Progress,
+    add_range,
+    instant_of,
+    ledger,
+    out,
+    out_json,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from datetime import datetime
+
+    from ocpp_billing.config import Config
+
+DEFAULT_DAYS = 31
+
+
+def add_commands(commands: Commands) -> None:
+    """Add ``reconcile``."""
+    added = commands.add(
+        "reconcile",
+        reconcile,
+        "compare StEvE, the ledger and Lago, per subscription",
+        f"Without a range: the last {DEFAULT_DAYS} days. Changes nothing anywhere. Exit code 0 when all "
+        "three agree, else 1.",
+    )
+    add_range(added, "sessions that stopped, and usage events dated, {}")
+    added.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def reconcile(config: Config, args: argparse.Namespace) -> int:
+    """Compare all three, and name what differs."""
+    from ocpp_billing.sync.clients import open_clients
+
+    from_, to = _window(config, args)
+    with open_clients(config) as (steve, lago), ledger(config):
+        from ocpp_billing.charging.known import KnownSessions
+        from ocpp_billing.lago.directory import LagoDirectory
+        from ocpp_billing.reconcile.compare import reconcile as compare
+        from ocpp_billing.report import format_reconciliation
+        from ocpp_billing.steve.capabilities import override, probe
+
+        if config.steve_release is not None:
+            has_username = config.steve_api_username is not None
+            capabilities = override(config.steve_release, has_username=has_username)
+        else:
+            latest = KnownSessions(config.steve_source).latest_ids(1)
+            capabilities = probe(steve, latest[0] if latest else None)
+        directory = LagoDirectory(lago, config.lago_metric_code)
+        found = compare(config.steve_source, steve, capabilities, lago, directory, from_, to, Progress())
+        if args.json:
+            out_json(found.to_json())
+        else:
+            begin, end = (f"{at.astimezone(config.timezone):%Y-%m-%d %H:%M}" for at in (from_, to))
+            out(f"{begin} to {end} ({config.sync_timezone})")
+            out(format_reconciliation(found))
+    return DONE if found.agrees else FAILED
+
+
+def _window(config: Config, args: argparse.Namespace) -> tuple[datetime, datetime]:
+    """The window that is asked for; without an end until now, without a beginning so many days."""
+    from_, to = instant_of("--from", args.from_, config), instant_of("--to", args.to, config)
+    to = to or clock.now()
+    from_ = from_ or to - timedelta(days=DEFAULT_DAYS)
+    if from_ >= to:
+        raise CommandError("--to must be after --from.")
+    return from_, to

@@ -1,0 +1,115 @@
+"""What the acts of a person are called, what each does to the money, and what it says when it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from django.utils.translation import gettext_lazy
+
+from ocpp_billing.billing.offers import Act
+from ocpp_billing.portal.format import kwh
+
+if TYPE_CHECKING:
+    from django.utils.functional import Promise
+
+
+@dataclass(frozen=True, slots=True)
+class ActWords:
+    """An act on the screen: the word on its button and its shape."""
+
+    label: str | Promise
+    icon: str
+
+
+_ACTS: dict[Act, ActWords] = {
+    Act.MAP: ActWords(gettext_lazy("Map the tag"), "tags"),
+    Act.ACKNOWLEDGE: ActWords(gettext_lazy("It is the same tag"), "id-badge-2"),
+    Act.ACCEPT: ActWords(gettext_lazy("Accept"), "check"),
+    Act.CLOSE: ActWords(gettext_lazy("Close in StEvE"), "player-stop"),
+    Act.READING: ActWords(gettext_lazy("Enter a reading"), "gauge"),
+    Act.RETRY: ActWords(gettext_lazy("Send again"), "refresh"),
+    Act.CREDIT: ActWords(gettext_lazy("Mark as credited"), "receipt-refund"),
+    Act.ASSIGN: ActWords(gettext_lazy("Assign to a customer"), "building"),
+    Act.EXCLUDE: ActWords(gettext_lazy("Exclude"), "circle-minus"),
+}
+# Where an act means something of its own for a reason.
+_FOR_REASON: dict[tuple[Act, str], ActWords] = {
+    (Act.ACCEPT, "late_period"): ActWords(gettext_lazy("Bill in the current period"), "check"),
+    (Act.ACCEPT, "changed_after_billing"): ActWords(gettext_lazy("Bill the correction"), "check"),
+    (Act.EXCLUDE, "changed_after_billing"): ActWords(gettext_lazy("Leave as billed"), "circle-minus"),
+    (Act.EXCLUDE, "refund_by_credit_note"): ActWords(gettext_lazy("Do not refund"), "circle-minus"),
+}
+
+
+def act_words(act: Act, reason: str | None) -> ActWords:
+    """The word and the shape of an act about sessions of a reason."""
+    return _FOR_REASON.get((act, reason or ""), _ACTS[act])
+
+
+_WILL_DO: dict[Act, str | Promise] = {
+    Act.ACCEPT: gettext_lazy(
+        "Bill %(sessions)s, %(energy)s kWh, although this rule holds it back. The later rules still count."
+    ),
+    Act.ACKNOWLEDGE: gettext_lazy(
+        "Say that the tag still is the same one: all its sessions are decided and billed again."
+    ),
+    Act.ASSIGN: gettext_lazy(
+        "Bill %(sessions)s, %(energy)s kWh, to one customer, whatever the mapping of the tag says."
+    ),
+    Act.CLOSE: gettext_lazy("Close %(sessions)s in StEvE's books. This cannot be undone."),
+    Act.CREDIT: gettext_lazy(
+        "Say that %(refund)s kWh of %(sessions)s were credited in Lago by a credit note. Nothing is sent; "
+        "the credit is counted from now on."
+    ),
+    Act.EXCLUDE: gettext_lazy("Exclude %(sessions)s: %(energy)s kWh will not be billed."),
+    Act.READING: gettext_lazy(
+        "Say what the meter showed at the end of %(sessions)s; it is then decided and billed."
+    ),
+    Act.RETRY: gettext_lazy(
+        "Send %(sessions)s, %(energy)s kWh, to Lago once more. Mend the cause there first."
+    ),
+}
+_WILL_DO_FOR_REASON: dict[tuple[Act, str], str | Promise] = {
+    (Act.ACCEPT, "late_period"): gettext_lazy(
+        "Bill %(sessions)s, %(energy)s kWh, in the customer's current billing period; the original times go "
+        "along."
+    ),
+    (Act.ACCEPT, "changed_after_billing"): gettext_lazy(
+        "Send the difference of %(sessions)s, %(energy)s kWh, to Lago as a correction."
+    ),
+    (Act.EXCLUDE, "changed_after_billing"): gettext_lazy(
+        "Leave %(sessions)s as billed: the difference of %(energy)s kWh will not be billed."
+    ),
+    (Act.EXCLUDE, "refund_by_credit_note"): gettext_lazy(
+        "Refund nothing of %(sessions)s: %(refund)s kWh too much stay billed."
+    ),
+}
+_WAS_DONE: dict[Act, str | Promise] = {
+    Act.ACCEPT: gettext_lazy("%(session)s is accepted."),
+    Act.ACKNOWLEDGE: gettext_lazy("The tag of %(session)s is acknowledged."),
+    Act.ASSIGN: gettext_lazy("%(session)s is assigned."),
+    Act.CLOSE: gettext_lazy("%(session)s is closed in StEvE."),
+    Act.CREDIT: gettext_lazy("The refund of %(session)s is marked as credited."),
+    Act.EXCLUDE: gettext_lazy("%(session)s is excluded."),
+    Act.READING: gettext_lazy("The reading of %(session)s is entered."),
+    Act.RETRY: gettext_lazy("%(session)s is queued again."),
+}
+
+
+def will_do(act: Act, reason: str | None, sessions: str, energy_wh: int) -> str:
+    """What an act would do, as a sentence with its numbers.
+
+    Args:
+        act: which.
+        reason: for which the sessions are held.
+        sessions: which, such as ``session 4711`` or ``12 sessions``.
+        energy_wh: what is at stake of them.
+    """
+    text = _WILL_DO_FOR_REASON.get((act, reason or ""), _WILL_DO[act])
+    return str(text) % {"sessions": sessions, "energy": kwh(energy_wh), "refund": kwh(-energy_wh)}
+
+
+def was_done(act: Act, session: str) -> str:
+    """What was done about one session, as a sentence."""
+    return str(_WAS_DONE[act]) % {"session": session}

@@ -1,0 +1,474 @@
+"""What a person does about one session: each act on a page of its own, which says what it will do.
+
+The pages of sessions include ``portal/parts/session_acts.html``, which leads here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.http import Http404
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import NoReverseMatch, reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods
+
+from ocpp_billing import clock
+from ocpp_billing.accounts.models import Role
+from ocpp_billing.billing import review
+from ocpp_billing.billing.models import LagoSubscription
+from ocpp_billing.billing.offers import Act, acts_of
+from ocpp_billing.charging.closing import (
+    ClosingError,
+    close_in_steve,
+    finding_of,
+    known_capabilities,
+    preview_close,
+)
+from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.config import ConfigError
+from ocpp_billing.mappings.customers import verify_payer
+from ocpp_billing.mappings.models import LagoCustomer
+from ocpp_billing.mappings.store import MappingError
+from ocpp_billing.portal import wording
+from ocpp_billing.portal.access import needs, person
+from ocpp_billing.portal.act_words import act_words, was_done, will_do
+from ocpp_billing.portal.format import kwh, stamp
+from ocpp_billing.steve.errors import SteveError
+from ocpp_billing.sync.clients import steve_client
+from ocpp_billing.sync.triggers import request_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from django.http import HttpRequest, HttpResponse
+
+    from ocpp_billing.accounts.models import User
+    from ocpp_billing.charging.closing import ClosePreview
+    from ocpp_billing.steve.client import SteveClient
+
+# A person waits for the preview.
+STEVE_TIMEOUT_S = 15
+# So many of Lago's customers are offered while typing.
+OFFERED_CUSTOMERS = 300
+# What cannot be right is told; anything else is a fault of ours.
+REFUSALS = (review.ReviewError, MappingError, ClosingError, SteveError, ConfigError)
+
+
+# -- forms -----------------------------------------------------------------------------------------------
+
+
+def _note(*, required: bool) -> forms.CharField:
+    return forms.CharField(
+        label=gettext_lazy("Note"),
+        help_text=gettext_lazy("Why; it is kept with the session and in the audit log."),
+        widget=forms.Textarea(attrs={"rows": 3}),
+        max_length=2000,
+        required=required,
+    )
+
+
+class NoteForm(forms.Form):
+    """An act that needs nothing but a note, and may do without."""
+
+    note = _note(required=False)
+
+
+class ReasonForm(forms.Form):
+    """An act that has to be explained."""
+
+    note = _note(required=True)
+
+
+class CreditForm(forms.Form):
+    """A refund that was given in Lago."""
+
+    credit_note = forms.CharField(
+        label=gettext_lazy("Number of the credit note"),
+        help_text=gettext_lazy("As Lago shows it, such as LAG-0042-CN001."),
+        max_length=100,
+    )
+    note = _note(required=False)
+
+
+class AssignForm(forms.Form):
+    """Who pays for one session."""
+
+    customer = forms.CharField(
+        label=gettext_lazy("Customer"),
+        help_text=gettext_lazy("Lago's external customer id."),
+        max_length=255,
+        widget=forms.TextInput(attrs={"list": "known-customers", "autocomplete": "off"}),
+    )
+    subscription = forms.CharField(
+        label=gettext_lazy("Subscription"),
+        help_text=gettext_lazy("Lago's external subscription id; empty = the customer's only one."),
+        max_length=255,
+        required=False,
+        widget=forms.TextInput(attrs={"list": "known-subscriptions", "autocomplete": "off"}),
+    )
+    note = _note(required=False)
+
+
+class ReadingForm(forms.Form):
+    """What the meter showed at the end."""
+
+    stop_kwh = forms.DecimalField(
+        label=gettext_lazy("Meter at the end, in kWh"),
+        help_text=gettext_lazy("The whole register as the meter shows it, not the energy of the session."),
+        max_digits=10,
+        decimal_places=3,
+        min_value=0,
+    )
+    stopped_at = forms.DateTimeField(
+        label=gettext_lazy("End of the session"),
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "1"}, format="%Y-%m-%dT%H:%M:%S"),
+        input_formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M"],
+    )
+    note = forms.CharField(
+        label=gettext_lazy("Where the reading comes from"),
+        help_text=gettext_lazy("Such as: photo of the meter, 21 November. It is kept with the session."),
+        widget=forms.Textarea(attrs={"rows": 3}),
+        max_length=2000,
+    )
+
+
+class CloseForm(forms.Form):
+    """Closing in StEvE as it was foretold."""
+
+    expected_stop_wh = forms.IntegerField(widget=forms.HiddenInput)
+    revision = forms.IntegerField(widget=forms.HiddenInput)
+
+
+FORMS: dict[Act, type[forms.Form]] = {
+    Act.ACCEPT: NoteForm,
+    Act.ACKNOWLEDGE: ReasonForm,
+    Act.ASSIGN: AssignForm,
+    Act.CLOSE: CloseForm,
+    Act.CREDIT: CreditForm,
+    Act.EXCLUDE: ReasonForm,
+    Act.READING: ReadingForm,
+    Act.RETRY: NoteForm,
+}
+
+
+# -- what is offered -------------------------------------------------------------------------------------
+
+
+def offered_acts(session: ChargingSession, *, back: str) -> list[dict[str, Any]]:
+    """The open acts of a session as links, the one to suggest first.
+
+    Args:
+        session: whose.
+        back: the page to come back to.
+    """
+    return act_links(session, acts_of([session], closable=can_close_in_steve())[session.pk], back=back)
+
+
+def can_close_in_steve() -> bool:
+    """Whether this StEvE can be told to close a session."""
+    capabilities = known_capabilities(settings.CONFIG)
+    return capabilities is not None and capabilities.manual_stop
+
+
+def act_links(session: ChargingSession, acts: list[Act], *, back: str) -> list[dict[str, Any]]:
+    """These acts of a session as links, without those whose page is not there."""
+    links = []
+    for act in acts:
+        address = act_address(session, act, back=back)
+        if address:
+            words = act_words(act, session.reason)
+            links.append({"act": act, "label": words.label, "icon": words.icon, "address": address})
+    return links
+
+
+def act_address(session: ChargingSession, act: Act, *, back: str) -> str:
+    """Where an act is done; empty where this portal has no page for it."""
+    if act is Act.MAP:
+        return map_address(session.id_tag_text)
+    address = reverse("portal:session_act", args=[session.pk, act.value])
+    return f"{address}?{_query(next=back)}"
+
+
+def map_address(id_tag: str) -> str:
+    """Where a tag is mapped."""
+    try:
+        return f"{reverse('portal:mapping_new')}?{_query(tag=id_tag)}"
+    except NoReverseMatch:
+        return ""
+
+
+def _query(**given: str) -> str:
+    return urlencode(given)
+
+
+def at_stake_wh(session: ChargingSession) -> int:
+    """What an act about a session is about: what no event carries, else all of it."""
+    if session.rest_state in {"held", "excluded"}:
+        return session.rest_wh
+    return max(session.energy_wh or 0, 0)
+
+
+def evidence_words(session: ChargingSession) -> str:
+    """What shows how much a session delivered, in a sentence with its numbers."""
+    finding = finding_of(session)
+    if finding is None:
+        return _("StEvE has not been asked for its meter values yet: the next run does.")
+    if finding.stop_wh is None:
+        return _("Nothing shows what was delivered.")
+    given = {
+        "register": kwh(finding.stop_wh),
+        "energy": kwh(finding.stop_wh - session.start_wh),
+        "at": stamp(finding.at, clock.now()) if finding.at else "?",
+    }
+    if finding.source == "next_start":
+        return _("The next session on the connector began at %(register)s kWh: ≈ %(energy)s kWh.") % given
+    return _("Its last meter value was %(register)s kWh (%(at)s): ≈ %(energy)s kWh.") % given
+
+
+# -- doing it --------------------------------------------------------------------------------------------
+
+
+@needs(Role.OPERATOR)
+@never_cache
+@require_http_methods(["GET", "POST"])
+def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse:
+    """The page of one act about one session: what it will do, its form, and doing it."""
+    session = get_object_or_404(
+        ChargingSession.objects.select_related("id_tag"),
+        pk=session_id,
+        source_id=settings.CONFIG.steve_source,
+    )
+    try:
+        chosen = Act(act)
+    except ValueError:
+        raise Http404 from None
+    if chosen not in FORMS:
+        raise Http404
+    back = _back(request, session)
+    if chosen not in acts_of([session], closable=can_close_in_steve())[session.pk]:
+        return _show(request, session, chosen, None, back, status=409)
+    if request.method == "GET":
+        return _ask(request, session, chosen, back)
+    form = FORMS[chosen](request.POST)
+    context: dict[str, Any] = {}
+    if form.is_valid():
+        if chosen is Act.READING and not _is_seen(session, form, context):
+            return _show(request, session, chosen, form, back, **context)
+        try:
+            says = _carry_out(session, chosen, form.cleaned_data, person(request))
+        except REFUSALS as error:
+            form.add_error(None, str(error))
+        else:
+            requested = request_run(
+                settings.CONFIG.steve_source, trigger="manual", requested_by=person(request).email
+            )
+            messages.success(request, f"{says} {requested.says}")
+            return redirect(back)
+    if chosen is Act.CLOSE:
+        return _ask(request, session, chosen, back, refused=[str(error) for error in form.non_field_errors()])
+    return _show(request, session, chosen, form, back, status=422, **context)
+
+
+def _ask(
+    request: HttpRequest, session: ChargingSession, act: Act, back: str, *, refused: list[str] | None = None
+) -> HttpResponse:
+    """The form as it is first seen."""
+    initial: dict[str, Any] = {}
+    context: dict[str, Any] = {"refused": refused or []}
+    if act is Act.READING:
+        finding = finding_of(session)
+        if finding is not None and finding.stop_wh is not None:
+            initial["stop_kwh"] = Decimal(finding.stop_wh).scaleb(-3)
+            initial["stopped_at"] = finding.at
+        elif session.stopped_at is not None:
+            initial["stopped_at"] = session.stopped_at
+    if act is Act.CLOSE:
+        try:
+            preview = _preview_close(session)
+        except REFUSALS as error:
+            context["refused"] = [*context["refused"], str(error)]
+            return _show(request, session, act, None, back, status=409, **context)
+        initial = {"expected_stop_wh": preview.stop_wh, "revision": session.revision}
+        context["preview"] = preview
+    return _show(request, session, act, FORMS[act](initial=initial), back, **context)
+
+
+def _show(
+    request: HttpRequest,
+    session: ChargingSession,
+    act: Act,
+    form: forms.Form | None,
+    back: str,
+    *,
+    status: int = 200,
+    **context: Any,
+) -> HttpResponse:
+    named = _("session %(id)s") % {"id": session.steve_id}
+    if act is Act.ASSIGN:
+        context |= {
+            "customers": LagoCustomer.objects.order_by("name")[:OFFERED_CUSTOMERS],
+            "subscriptions": LagoSubscription.objects.filter(status="active").order_by("external_id")[
+                :OFFERED_CUSTOMERS
+            ],
+        }
+    if act is Act.READING:
+        context["evidence"] = evidence_words(session)
+    context |= {
+        "session": session,
+        "act": act.value,
+        "words": act_words(act, session.reason),
+        "will_do": will_do(act, session.reason, named, at_stake_wh(session)),
+        "state": wording.STATES[session.state],
+        "reason": wording.of_reason(session.state, session.reason),
+        "says": session.decisions.order_by("-id").values_list("says", flat=True).first() or "",
+        "form": form,
+        "back": back,
+    }
+    return render(request, "portal/session_act.html", context, status=status)
+
+
+def _back(request: HttpRequest, session: ChargingSession) -> str:
+    back = request.POST.get("next") or request.GET.get("next") or ""
+    if url_has_allowed_host_and_scheme(back, allowed_hosts=None):
+        return back
+    try:
+        return reverse("portal:session", args=[session.pk])
+    except NoReverseMatch:
+        return reverse("portal:dashboard")
+
+
+def _is_seen(session: ChargingSession, form: forms.Form, context: dict[str, Any]) -> bool:
+    """Whether the person has seen what the reading makes of the session; puts that into the context."""
+    energy_wh = _wh(form.cleaned_data["stop_kwh"]) - session.start_wh
+    if energy_wh < 0:
+        return True  # the domain says why not
+    context["seen_wh"] = energy_wh
+    stopped_at: datetime = form.cleaned_data["stopped_at"]
+    if session.started_at is not None and stopped_at >= session.started_at:
+        context["lasted"] = stopped_at - session.started_at
+    return form.data.get("seen_wh") == str(energy_wh)
+
+
+def _wh(kwh_read: Decimal) -> int:
+    return int(kwh_read.scaleb(3))
+
+
+def _hasty_steve() -> SteveClient:
+    """A client of StEvE that gives up while a person still waits."""
+    seconds = min(STEVE_TIMEOUT_S, settings.CONFIG.steve_read_timeout_seconds)
+    return steve_client(dataclasses.replace(settings.CONFIG, steve_read_timeout_seconds=seconds))
+
+
+def _preview_close(session: ChargingSession) -> ClosePreview:
+    with _hasty_steve() as steve:
+        return preview_close(settings.CONFIG, steve, session)
+
+
+def _carry_out(session: ChargingSession, act: Act, given: dict[str, Any], user: User) -> str:
+    """Do it; returns what was done, in a sentence.
+
+    Raises:
+        ReviewError: and whatever else :data:`REFUSALS` names, when it cannot be done.
+    """
+    done = _DO[act](session, given, user)
+    named = _("Session %(id)s") % {"id": session.steve_id}
+    return done or was_done(act, named)
+
+
+def _accept(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    review.accept(session.pk, note=given["note"], by=user.email, user=user)
+    return ""
+
+
+def _exclude(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    review.exclude(session.pk, note=given["note"], by=user.email, user=user)
+    return ""
+
+
+def _credit(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    review.settle_refund(
+        session.pk, credit_note=given["credit_note"], note=given["note"], by=user.email, user=user
+    )
+    return ""
+
+
+def _assign(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    verified = verify_payer(settings.CONFIG, given["customer"].strip(), given["subscription"].strip() or None)
+    review.assign(
+        session.pk,
+        customer=given["customer"],
+        subscription=given["subscription"],
+        note=given["note"],
+        by=user.email,
+        user=user,
+    )
+    done = was_done(Act.ASSIGN, _("Session %(id)s") % {"id": session.steve_id})
+    if verified:
+        return done
+    return f"{done} " + _("Lago could not be asked whether it knows that customer; the next run will see.")
+
+
+def _read(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    review.enter_reading(
+        session.pk,
+        stop_wh=_wh(given["stop_kwh"]),
+        stopped_at=given["stopped_at"],
+        note=given["note"],
+        by=user.email,
+        user=user,
+    )
+    return ""
+
+
+def _retry(session: ChargingSession, given: dict[str, Any], user: User) -> str:  # noqa: ARG001 - as the others
+    for event_id in session.events.filter(state="rejected").values_list("pk", flat=True):
+        review.retry_rejected(event_id, by=user.email, user=user)
+    return ""
+
+
+def _acknowledge(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    review.acknowledge_identity(session.id_tag_id, note=given["note"], by=user.email, user=user)
+    return ""
+
+
+def _close(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    if session.revision != given["revision"]:
+        raise ClosingError(
+            _("Session %(id)s has changed meanwhile: look at it again.") % {"id": session.steve_id}
+        )
+    with _hasty_steve() as steve:
+        closed = close_in_steve(
+            settings.CONFIG,
+            steve,
+            session,
+            expected_stop_wh=given["expected_stop_wh"],
+            by=user.email,
+            user=user,
+        )
+    return _("Session %(id)s is closed in StEvE: %(energy)s kWh.") % {
+        "id": closed.steve_id,
+        "energy": kwh(closed.energy_wh),
+    }
+
+
+_DO: dict[Act, Callable[[ChargingSession, dict[str, Any], User], str]] = {
+    Act.ACCEPT: _accept,
+    Act.ACKNOWLEDGE: _acknowledge,
+    Act.ASSIGN: _assign,
+    Act.CLOSE: _close,
+    Act.CREDIT: _credit,
+    Act.EXCLUDE: _exclude,
+    Act.READING: _read,
+    Act.RETRY: _retry,
+}

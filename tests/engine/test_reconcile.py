@@ -1,0 +1,222 @@
+"""``ocpp-billing reconcile``: StEvE, ledger and Lago side by side, and each way in which they can differ."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+
+from ocpp_billing.billing.models import UsageEvent
+from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.cli import main
+from ocpp_billing.lago.wire import UsageEvent as EventToSend
+from ocpp_billing.sync.clients import lago_client
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+RELEASES = ["3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.14"]
+
+
+@pytest.fixture
+def live(world):
+    world.payer("TAG-ALICE", "alice")
+    world.payer("TAG-BOB", "bob")
+    world.go_live()
+    return world
+
+
+@pytest.fixture
+def reconcile(world, monkeypatch, capsys):
+    """(exit code, what it found) of a look with these arguments."""
+
+    def look(*arguments):
+        for name, value in world.environment().items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()  # what a run in this process has logged
+        code = main(["reconcile", "--json", *arguments])
+        found = json.loads(capsys.readouterr().out)
+        assert found["agrees"] == (code == 0) == (not found["differences"])
+        assert all(difference["do"] for difference in found["differences"])
+        return found
+
+    return look
+
+
+def lines(found):
+    return {line["subscription_id"]: line for line in found["subscriptions"]}
+
+
+def differences(found):
+    return {(each["code"], each["subscription_id"], each["what"]) for each in found["differences"]}
+
+
+def sent(event):
+    return EventToSend(**json.loads(event.payload), value_field=event.field_name)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_after_a_run_all_three_agree_on_every_release(live, reconcile, release):
+    live.session("TAG-ALICE", energy_wh=12_345)
+    live.session("TAG-BOB", "CP-2", start=30 * HOUR, stop=26 * HOUR, energy_wh=700)
+    live.session("TAG-NOBODY", "CP-3", energy_wh=2_000)
+    live.sync()
+    before = ledger_rows()
+    asked = len(live.steve.requests)
+    found = reconcile()
+    assert found["agrees"]
+    assert ledger_rows() == before
+    nothing = {"sessions": 0, "energy_wh": 0}
+    assert lines(found)["sub-alice"] | {"periods": []} == {
+        "subscription_id": "sub-alice",
+        "customer_id": "alice",
+        "steve": {"sessions": 1, "energy_wh": 12_345},
+        "ledger": {"confirmed": {"sessions": 1, "energy_wh": 12_345}},
+        "lago": {"events": 1, "energy_wh": 12_345},
+        "periods": [],
+    }
+    (period,) = lines(found)["sub-alice"]["periods"]
+    assert (period["counted_kwh"], period["ours_wh"], period["agrees"]) == ("12.345", 12_345, True)
+    assert lines(found)[None]["ledger"] == {"held": {"sessions": 1, "energy_wh": 2_000}}
+    assert lines(found)[None]["lago"] == {"events": 0, "energy_wh": 0}
+    assert sum(line["steve"]["energy_wh"] for line in found["subscriptions"]) == 15_045
+    assert nothing not in [line["steve"] for line in found["subscriptions"]]
+    for request in live.steve.requests[asked:]:  # the trap: FROM_TO with all types returns everything
+        if release in {"3.8", "3.9"} and "periodType=FROM_TO" in request["path"]:
+            assert "type=STOPPED" in request["path"] or "transactionPk=" in request["path"]
+    live.assert_conserved()
+
+
+def ledger_rows():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT (SELECT count(*) FROM sync_run), (SELECT count(*) FROM lago_subscription),"
+            " (SELECT max(read_at) FROM lago_subscription), (SELECT string_agg(state, ',') FROM usage_event)"
+        )
+        return cursor.fetchone()
+
+
+@pytest.mark.parametrize("release", ["3.7", "3.9", "3.14"])
+def test_only_what_stopped_in_the_window_counts(live, reconcile, release):
+    live.session("TAG-ALICE", start=6 * DAY, stop=5 * DAY, energy_wh=1_000)
+    live.session("TAG-ALICE", start=4 * DAY, stop=3 * DAY, energy_wh=2_000)
+    live.session("TAG-ALICE", start=2 * DAY, stop=1 * DAY, energy_wh=4_000)
+    live.sync()
+    now = live.clock.now()
+    found = reconcile("--from", (now - 4 * DAY).isoformat(), "--to", (now - 2 * DAY).isoformat())
+    assert found["agrees"]
+    (line,) = found["subscriptions"]
+    assert line["steve"] == {"sessions": 1, "energy_wh": 2_000}
+    assert line["ledger"] == {"confirmed": {"sessions": 1, "energy_wh": 2_000}}
+    assert line["lago"] == {"events": 1, "energy_wh": 2_000}
+    assert line["periods"][0]["ours_wh"] == 7_000  # Lago counts the whole billing period
+
+
+@pytest.mark.parametrize("release", ["3.9", "3.11", "3.14"])
+def test_what_steve_shows_otherwise_than_the_ledger_is_named(live, reconcile, release):
+    known = live.session("TAG-ALICE", energy_wh=5_000)
+    deleted = live.session("TAG-BOB", "CP-2", energy_wh=700)
+    live.sync()
+    new = live.session("TAG-ALICE", "CP-3", energy_wh=900)
+    ChargingSession.objects.filter(steve_id=known).update(stop_wh=1_000 + 4_000)
+    live.steve.delete_tag("TAG-BOB")
+    found = differences(reconcile())
+    assert ("not_read", None, str(new)) in found
+    assert ("changed", "sub-alice", str(known)) in found
+    assert ("gone", "sub-bob", str(deleted)) in found
+
+
+def test_a_session_older_than_every_window_is_asked_for_by_its_number(live, reconcile):
+    live.session("TAG-ALICE", start=19 * DAY, stop=HOUR, energy_wh=5_000)
+    live.sync(max_session_hours=1000)
+    assert reconcile("--from", (live.clock.now() - 2 * HOUR).isoformat())["agrees"]
+
+
+def test_an_event_that_lago_lost_or_holds_otherwise_or_twice_is_named(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.session("TAG-BOB", "CP-2", energy_wh=700)
+    live.sync()
+    alice, bob = (UsageEvent.objects.get(external_subscription_id=f"sub-{who}") for who in ("alice", "bob"))
+    UsageEvent.objects.filter(pk=bob.pk).update(payload=bob.payload.replace('"0.700"', '"0.800"'))
+    UsageEvent.objects.filter(pk=alice.pk).update(transaction_id="steve:main:999-00000000:1")
+    found = differences(reconcile())
+    assert ("missing_in_lago", "sub-alice", "steve:main:999-00000000:1") in found
+    assert ("unknown_to_ledger", "sub-alice", alice.transaction_id) in found
+    assert ("differs_in_lago", "sub-bob", bob.transaction_id) in found
+
+
+def test_an_event_whose_answer_was_lost_is_ahead_of_the_ledger(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.crash_at("http lago POST /events/batch", "after")
+    event = UsageEvent.objects.get()
+    assert event.state == "queued"
+    assert ("ahead_of_ledger", "sub-alice", event.transaction_id) in differences(reconcile())
+
+
+def test_what_lago_does_not_count_is_named(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    UsageEvent.objects.update(energy_wh=6_000)
+    found = reconcile()
+    (difference,) = [each for each in found["differences"] if each["code"] == "count_differs"]
+    assert difference["says"] == "Lago counts 5.0 kWh; ours are 6.000 kWh, those of others 0 kWh."
+    assert not lines(found)["sub-alice"]["periods"][0]["agrees"]
+
+
+def test_what_others_sent_is_on_a_line_of_its_own(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    event = UsageEvent.objects.get()
+    theirs = replace(sent(event), transaction_id="theirs", properties={"kwh": "2.5"})
+    with lago_client(live.config()) as client:
+        client.post_batch([theirs])
+    found = reconcile()
+    assert found["agrees"]
+    (period,) = lines(found)["sub-alice"]["periods"]
+    assert (period["counted_kwh"], period["ours_wh"], period["others_kwh"]) == ("7.5", 5_000, "2.5")
+
+
+def test_a_charge_in_advance_is_compared_by_its_fees(world, reconcile):
+    world.plan("ahead", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ahead")
+    world.go_live()
+    world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync()
+    assert reconcile()["agrees"]
+    UsageEvent.objects.update(transaction_id="steve:main:999-00000000:1")
+    assert ("no_fee", "sub-alice", "steve:main:999-00000000:1") in differences(reconcile())
+
+
+def test_an_invoiced_period_is_compared_too(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    live.lago.close_period("sub-alice")
+    found = reconcile("--from", live.begins_at.isoformat(), "--to", live.clock.now().isoformat())
+    assert found["agrees"]
+    invoiced = [period for period in lines(found)["sub-alice"]["periods"] if period["invoiced"]]
+    assert [(period["counted_kwh"], period["ours_wh"]) for period in invoiced] == [("5.0", 5_000)]
+
+
+def test_a_customer_whom_lago_cannot_be_asked_about_is_named(live, reconcile):
+    live.payer("TAG-EVE", "eve.x")
+    live.session("TAG-EVE", energy_wh=5_000)
+    live.sync()
+    (difference,) = reconcile()["differences"]
+    assert (difference["code"], difference["subscription_id"]) == ("not_counted", "sub-eve.x")
+    assert "no dot or slash" in difference["says"]
+
+
+def test_it_is_readable_without_json(live, monkeypatch, capsys):
+    live.session("TAG-ALICE", energy_wh=12_345)
+    live.sync()
+    for name, value in live.environment().items():
+        monkeypatch.setenv(name, value)
+    capsys.readouterr()
+    assert main(["reconcile"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == "All three agree."
+    line = next(line.split() for line in out if line.startswith("sub-alice"))
+    assert line == ["sub-alice", "1", "12.345", "1", "confirmed", "12.345", "1", "12.345", "12.345", "kWh"]
+    assert main(["reconcile", "--from", "2026-03-02", "--to", "2026-03-01"]) == 1
+    assert "--to must be after --from." in capsys.readouterr().err
