@@ -10,6 +10,7 @@ import socket
 import socketserver
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -177,6 +178,28 @@ class TestTheBook:
         assert self.write(PAUSED).opened == ("delivery_paused",)
         assert Alert.objects.count() == 2
 
+    def test_a_pile_is_told_again_when_it_has_doubled_and_by_ten_at_least(self):
+        told = []
+        sizes = [1, 2, 9, 10, 11, 21, 22, 15, 23, 44, 87, 88, 1]
+        for hour, size in enumerate(sizes):
+            changes = self.write(waiting(size), at=NOW + timedelta(hours=hour))
+            if changes.opened or changes.grown:
+                told.append(size)
+        assert told == [1, 11, 22, 44, 88]
+        heard = Heard()
+        assert book.send_due("main", {"log": heard}, "", NOW + timedelta(days=1)) == 5
+        assert [notice.title for notice in heard.notices] == [
+            "Sessions wait for a person",
+            *["More: Sessions wait for a person"] * 4,
+        ]
+        assert len({notice.message_id for notice in heard.notices}) == 5
+        assert self.write().resolved == ("sessions_waiting",)
+
+    def test_what_is_about_no_number_is_never_told_again(self):
+        self.write(PAUSED)
+        assert self.write(PAUSED, at=NOW + timedelta(days=30)) == book.Changes((), (), ())
+        assert AlertMessage.objects.count() == 1
+
     def test_its_words_are_the_latest(self):
         self.write(PAUSED)
         self.write(Condition("delivery_paused", "It paused again.", "Resume it."))
@@ -218,6 +241,10 @@ class TestTheBook:
         assert (message.due_at, message.error) == (None, "this channel is not configured any more")
 
 
+def waiting(sessions):
+    return Condition("sessions_waiting", f"{sessions} wait.", "Resolve them.", sessions)
+
+
 class Deaf:
     def send(self, notice):
         raise ChannelError("nobody listens")
@@ -239,6 +266,12 @@ class TestTheLog:
         assert (line["log_level"], line["action"]) == ("error", "alert.opened")
         assert (line["says"], line["do"]) == ("Lago answered 503", "Check Lago.")
 
+    def test_that_there_is_more_of_it_is_an_error_too(self):
+        with capture_logs() as logs:
+            LogChannel().send(replace(NOTICE, grown=True))
+        assert (logs[0]["log_level"], logs[0]["action"]) == ("error", "alert.grown")
+        assert logs[0]["event"] == "More: Lago cannot be used"
+
     def test_the_end_of_it_is_no_error(self):
         with capture_logs() as logs:
             LogChannel().send(over(NOTICE))
@@ -246,8 +279,6 @@ class TestTheLog:
 
 
 def over(notice):
-    from dataclasses import replace
-
     return replace(notice, resolved_at=NOW + timedelta(minutes=90))
 
 
@@ -301,6 +332,7 @@ class TestTheWebhook:
             "source": "main",
             "alert": "lago_failing",
             "state": "open",
+            "grown": False,
             "title": "Lago cannot be used",
             "says": "Lago answered 503",
             "do": "Check Lago.",
@@ -348,6 +380,13 @@ class TestTheWebhook:
             "::ffff:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
             "2002:a9fe:a9fe::1",
+            "::169.254.169.254",
+            "64:ff9b:1::a9fe:a9fe",
+            "2001:0:a9fe:a9fe::1",
+            "2001:0:cb00:7105:0:ffff:5601:5601",
+            "2001:db8::5efe:a9fe:a9fe",
+            "fec0::1",
+            "168.63.129.16",
         ],
     )
     def test_addresses_where_no_webhook_is_are_refused(self, address):

@@ -1,4 +1,8 @@
-"""The book of alerts: opened once, resolved once, and each word to each channel in an outbox."""
+"""The book of alerts: opened once, resolved once, and each word to each channel in an outbox.
+
+In between nothing is repeated, but for one thing: what is about a number of sessions is told again when
+there are twice as many, and at least ten more, than when it was told last.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,10 @@ FIRST_RETRY, LONGEST_RETRY, MOST_ATTEMPTS = timedelta(seconds=30), timedelta(hou
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a look changed: codes of alerts that were opened and resolved."""
+    """What a look changed: codes of alerts that were opened, that have grown, and that were resolved."""
 
     opened: tuple[str, ...]
+    grown: tuple[str, ...]
     resolved: tuple[str, ...]
 
 
@@ -42,6 +47,8 @@ def write(
 ) -> Changes:
     """Open what is the case and was not, resolve what was and is not; say so once to each channel.
 
+    What has grown much is told again.
+
     Several processes may do this at once: the database lets one of them open an alert.
 
     Args:
@@ -52,6 +59,7 @@ def write(
         now: the present instant.
     """
     opened: list[tuple[int, str]] = []
+    grown: list[tuple[int, str]] = []
     with effect("db commit alerts"), transaction.atomic(), connection.cursor() as cursor:
         for condition in present:
             cursor.execute(
@@ -61,22 +69,33 @@ def write(
                     "condition": condition.code,
                     "says": condition.says,
                     "do": condition.do,
+                    "size": condition.size,
                     "now": now,
                 },
             )
             alert_id, is_new = cursor.fetchone()
             if is_new:
                 opened.append((alert_id, condition.code))
+                continue
+            cursor.execute(_GROW, {"id": alert_id, "size": condition.size})
+            if cursor.fetchone() is not None:
+                grown.append((alert_id, condition.code))
         gone = sorted(set(competence) - {condition.code for condition in present})
         cursor.execute(_RESOLVE, {"source": source, "gone": gone, "now": now})
         resolved: list[tuple[int, str]] = cursor.fetchall()
         AlertMessage.objects.bulk_create(
-            AlertMessage(alert_id=alert_id, channel=channel, resolved=over, due_at=now)
-            for alerts, over in ((opened, False), (resolved, True))
+            AlertMessage(
+                alert_id=alert_id,
+                channel=channel,
+                resolved=alerts is resolved,
+                grown=alerts is grown,
+                due_at=now,
+            )
+            for alerts in (opened, grown, resolved)
             for alert_id, _ in alerts
             for channel in channels
         )
-    return Changes(tuple(code for _, code in opened), tuple(code for _, code in resolved))
+    return Changes(*(tuple(code for _, code in alerts) for alerts in (opened, grown, resolved)))
 
 
 def send_due(source: str, channels: Mapping[str, Channel], url: str, now: datetime) -> int:
@@ -143,16 +162,23 @@ def _notice(message: AlertMessage, url: str) -> Notice:
         do=alert.do,
         opened_at=alert.opened_at,
         resolved_at=alert.resolved_at if message.resolved else None,
+        grown=message.grown,
         url=url,
     )
 
 
 _OPEN = """
-INSERT INTO alert (source_id, condition, says, "do", opened_at)
-VALUES (%(source)s, %(condition)s, %(says)s, %(do)s, %(now)s)
+INSERT INTO alert (source_id, condition, says, "do", told_size, opened_at)
+VALUES (%(source)s, %(condition)s, %(says)s, %(do)s, %(size)s, %(now)s)
 ON CONFLICT (source_id, condition) WHERE resolved_at IS NULL
 DO UPDATE SET says = EXCLUDED.says, "do" = EXCLUDED."do"
 RETURNING id, xmax = 0
+"""
+
+_GROW = """
+UPDATE alert SET told_size = %(size)s
+WHERE id = %(id)s AND %(size)s::int >= greatest(told_size * 2, told_size + 10)
+RETURNING id
 """
 
 _RESOLVE = """

@@ -39,8 +39,9 @@ class Notice:
         says: what happened.
         do: what to do about it.
         opened_at: when it began.
-        resolved_at: when it was over; None = it has just begun.
+        resolved_at: when it was over; None = it goes on.
         url: of the portal.
+        grown: it was told before, and there is much more of it now.
     """
 
     message_id: int
@@ -51,12 +52,15 @@ class Notice:
     opened_at: datetime
     resolved_at: datetime | None
     url: str
+    grown: bool = False
 
     @property
     def title(self) -> str:
         """What it is about, for a subject line."""
         title = TITLES.get(self.condition, self.condition)
-        return title if self.resolved_at is None else f"Over: {title}"
+        if self.resolved_at is not None:
+            return f"Over: {title}"
+        return f"More: {title}" if self.grown else title
 
     @property
     def text(self) -> str:
@@ -87,11 +91,17 @@ class LogChannel:
         write = log.error if notice.resolved_at is None else log.info
         write(
             notice.title,
-            action="alert.opened" if notice.resolved_at is None else "alert.resolved",
+            action=_action(notice),
             condition=notice.condition,
             says=notice.says,
             do=notice.do,
         )
+
+
+def _action(notice: Notice) -> str:
+    if notice.resolved_at is not None:
+        return "alert.resolved"
+    return "alert.grown" if notice.grown else "alert.opened"
 
 
 def channels_of(config: Config) -> dict[str, Channel]:

@@ -59,11 +59,14 @@ class Condition:
         code: one of :data:`TITLES`.
         says: what happened.
         do: what to do about it.
+        size: how many sessions it is about; it is told again when there are many more. None = it is not
+            about a number.
     """
 
     code: str
     says: str
     do: str
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,7 @@ def _contract(source: str) -> Condition | None:
         "metric for them.",
         "Put the metric, its field or the plan's charge back in Lago: ocpp-billing doctor says which. They "
         "are decided anew by themselves.",
+        sessions,
     )
 
 
@@ -194,6 +198,7 @@ def _waiting(source: str, before: datetime, days: int) -> Condition | None:
         "sessions_waiting",
         f"{sessions} sessions with {energy_wh / 1000:,.3f} kWh are held or stuck for more than {days} days.",
         "Resolve them in the portal, the ones with the most energy first.",
+        sessions,
     )
 
 
@@ -205,6 +210,7 @@ def _rejected(source: str) -> Condition | None:
         "events_rejected",
         f"Lago rejected usage events of {sessions} sessions with {energy_wh / 1000:,.3f} kWh.",
         "Read Lago's words at the session in the portal, mend the cause, and retry them there.",
+        sessions,
     )
 
 

@@ -23,11 +23,22 @@ from ocpp_billing.alerts.channels import ChannelError
 from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ocpp_billing.alerts.channels import Notice
 
 TIMEOUT_S = 10.0
 # Where clouds hand out credentials to whoever asks from within, beside the link-local ones.
-METADATA = {ipaddress.ip_address(address) for address in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192")}
+METADATA = {
+    ipaddress.ip_address(address)
+    for address in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+}
+
+# IPv4-compatible addresses, and the prefixes of NAT64.
+ENDING_IN_IPV4 = tuple(
+    ipaddress.IPv6Network(network) for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
+ISATAP = {0x00005EFE, 0x02005EFE}
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -56,6 +67,7 @@ class WebhookChannel:
                 "source": notice.source,
                 "alert": notice.condition,
                 "state": "open" if notice.resolved_at is None else "resolved",
+                "grown": notice.grown,
                 "title": notice.title,
                 "says": notice.says,
                 "do": notice.do,
@@ -139,17 +151,22 @@ def checked_address(host: str, port: int) -> str:
 def is_forbidden(address: IpAddress) -> bool:
     """Whether nothing that listens there is a webhook: also when an IPv4 address is wrapped in another."""
     if isinstance(address, ipaddress.IPv6Address):
-        for inner in (address.ipv4_mapped, address.sixtofour, _nat64(address)):
-            if inner is not None and is_forbidden(inner):
-                return True
-        if address.scope_id is not None:
+        if any(is_forbidden(inner) for inner in _wrapped(address)):
+            return True
+        if address.scope_id is not None or address.is_site_local:
             return True
     return (
         address.is_link_local or address.is_multicast or address.is_unspecified or address in METADATA
     ) or address == ipaddress.IPv4Address("255.255.255.255")
 
 
-def _nat64(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address not in ipaddress.IPv6Network("64:ff9b::/96"):
-        return None
-    return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+def _wrapped(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
+    """IPv4 addresses that a gateway or a tunnel may make of an IPv6 one."""
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    for inner in (address.ipv4_mapped, address.sixtofour, *(address.teredo or ())):
+        if inner is not None:
+            yield inner
+    if any(address in network for network in ENDING_IN_IPV4) and int(last) > 1:  # not :: and ::1
+        yield last
+    if (int(address) >> 32) & 0xFFFFFFFF in ISATAP:
+        yield last

@@ -155,6 +155,8 @@ class Alert(models.Model):
     # What happened and what to do, as last seen.
     says = models.TextField()
     do = models.TextField()
+    # How many sessions it was about when it was last told; null where it is not about a number.
+    told_size = models.IntegerField(null=True)
     opened_at = models.DateTimeField()
     resolved_at = models.DateTimeField(null=True)
 
@@ -172,11 +174,12 @@ class Alert(models.Model):
 
 
 class AlertMessage(models.Model):
-    """The outbox of alerts: one word of one alert (opened or resolved) for one channel."""
+    """The outbox of alerts: one word of one alert (opened, grown or resolved) for one channel."""
 
     alert = models.ForeignKey(Alert, on_delete=models.CASCADE, related_name="messages")
     channel = models.CharField(max_length=7)
     resolved = models.BooleanField()
+    grown = models.BooleanField(db_default=False)
     attempts = models.IntegerField(db_default=0)
     # When it is (next) sent; null = sent or given up.
     due_at = models.DateTimeField(null=True)
@@ -187,7 +190,9 @@ class AlertMessage(models.Model):
     class Meta:
         db_table = "alert_message"
         constraints = [
-            models.UniqueConstraint(fields=["alert", "channel", "resolved"], name="alert_message_once"),
+            models.UniqueConstraint(
+                fields=["alert", "channel", "resolved"], condition=Q(grown=False), name="alert_message_once"
+            ),
         ]
         indexes = [
             models.Index(fields=["due_at"], condition=Q(due_at__isnull=False), name="alert_message_due"),
