@@ -13,6 +13,7 @@ from django.db import connection
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.simulators.server import Fault
+from ocpp_billing.simulators.steve_store import Sample
 from ocpp_billing.sync.models import Alert, SyncRun, WorkerHeartbeat
 from ocpp_billing.sync.triggers import request_run
 from ocpp_billing.sync.worker import Worker
@@ -69,6 +70,20 @@ class TestARealWorkerThatWatches:
         # until it ends.
         eventually(lambda: (event := event_of(steve_id)) and event.state == "confirmed", watching.said)
         assert time.monotonic() - stopped_s < 6
+        assert set(triggers()[1:]) == {"watch"}
+        assert live.lago_wh() == 7_000
+        live.assert_conserved()
+
+    @pytest.mark.parametrize("release", ["3.12", "3.14"])
+    def test_an_operator_closes_a_session_and_it_is_judged_and_billed_without_a_schedule(
+        self, live, watching
+    ):
+        steve_id = live.start("TAG-ALICE", at=timedelta(minutes=40), meter_wh=1_000)
+        live.steve.meter_values("CP-1", 1, [Sample(live.at(timedelta(minutes=10)), "8000")], steve_id)
+        eventually(lambda: ChargingSession.objects.filter(steve_id=steve_id).exists(), watching.said)
+        live.steve.manual_stop(steve_id)
+        eventually(lambda: (event := event_of(steve_id)) and event.state == "confirmed", watching.said)
+        assert ChargingSession.objects.get().evidence["source"] == "meter_value"
         assert set(triggers()[1:]) == {"watch"}
         assert live.lago_wh() == 7_000
         live.assert_conserved()

@@ -27,7 +27,7 @@ from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
 from ocpp_billing.sync.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from ocpp_billing.steve.capabilities import Capabilities
     from ocpp_billing.steve.client import SteveClient
@@ -166,20 +166,23 @@ class StuckSearch:
     _heard: dict[int, Heard] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
 
-    def search(self) -> StuckCounts:
+    def search(self, only: Collection[int] | None = None) -> StuckCounts:
         """Mark sessions as stuck or as going on, and store the evidence of all that need some.
 
         Before a session counts as stuck it is read once more: on older releases its stop may have come
         after the open sessions were read and before the next session on the connector was found.
 
+        Args:
+            only: StEvE's ids of the sessions to look after; None = all.
+
         Raises:
             SteveError: when StEvE cannot be reached.
             FenceError: when another worker has taken over.
         """
-        sessions = read_unfinished(self.source)
+        sessions = _of(read_unfinished(self.source), only)
         self._ask(sessions)
         if self._asked:  # and recorded, which may have ended some of them
-            sessions = read_unfinished(self.source)
+            sessions = _of(read_unfinished(self.source), only)
         return self._write(sessions)
 
     # -- asking StEvE ----------------------------------------------------------------------------------
@@ -318,6 +321,10 @@ class StuckSearch:
         if session.session_id in self._asked or session.is_gone:
             return self._is_stuck(session)
         return session.is_stuck
+
+
+def _of(sessions: list[Unfinished], only: Collection[int] | None) -> list[Unfinished]:
+    return sessions if only is None else [session for session in sessions if session.steve_id in only]
 
 
 def _urgency(session: Unfinished) -> tuple[int, datetime, int]:

@@ -19,7 +19,11 @@ from ocpp_billing.billing.outbox import break_leases, next_due_at
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.steve.discovery import REST_FACTOR, AnotherSteveError
 from ocpp_billing.steve.errors import SteveError
-from ocpp_billing.sync.reading import Recorder, pause_where_identity_is_in_doubt
+from ocpp_billing.sync.reading import (
+    Recorder,
+    look_for_stuck_sessions,
+    pause_where_identity_is_in_doubt,
+)
 from ocpp_billing.sync.run import confirm, decide, deliver
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from ocpp_billing.sync.models import SyncRun
     from ocpp_billing.sync.watch import Look
 
+# Meter values of sessions that were just closed by hand are read in one short run, a call each.
+EVIDENCE_AT_ONCE = 5
 # Between two deliveries of their own, and how much longer when nothing comes of them.
 DELIVERY_REST = timedelta(seconds=5)
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=15), timedelta(minutes=15)
@@ -86,6 +92,8 @@ def record(config: Config, found: Look, journal: RunJournal) -> None:
                 for answer in found.answers:
                     strangers = recorder(answer.shown, gone=answer.gone, progress=discovery.progress)
                     discovery.strangers.update(strangers)
+            discovery.record = recorder
+            _look_for_evidence(config, found, journal)
         finally:
             counts = recorder.found
             recorded |= {"discovered": counts.discovered, "changed": counts.changed}
@@ -96,6 +104,28 @@ def record(config: Config, found: Look, journal: RunJournal) -> None:
             f"{counts.discovered} sessions discovered, {counts.changed} changed, "
             f"{counts.malformed} set aside",
         )
+
+
+def _look_for_evidence(config: Config, found: Look, journal: RunJournal) -> None:
+    """An operator has just closed a session: what its meter values say is asked for now.
+
+    The decision then need not wait for the next full run. A handful at once; what is left, and what StEvE
+    does not answer, is made good there.
+    """
+    if not found.discovery.capabilities.details:
+        return
+    by_hand = sorted(
+        row.steve_id
+        for answer in found.answers
+        for row in answer.shown.rows
+        if row.stopped_at is not None and row.stop_actor == "manual"
+    )
+    if not by_hand:
+        return
+    try:
+        look_for_stuck_sessions(config, found.discovery, journal, only=by_hand[:EVIDENCE_AT_ONCE])
+    except SteveError as error:
+        journal.say("stuck.later", f"evidence waits for the next full run: {error}", level="warning")
 
 
 def _is_over(due_at: datetime | None, now: datetime) -> bool:

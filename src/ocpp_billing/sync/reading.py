@@ -30,7 +30,7 @@ from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError
 from ocpp_billing.sync.database import fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from ocpp_billing.config import Config
     from ocpp_billing.steve.client import SteveClient
@@ -66,7 +66,7 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
                 discovery.cycle()
             if found.discovered >= GROWN_MUCH:
                 refresh_statistics("charging_session")
-            _look_for_stuck_sessions(config, discovery, journal)
+            look_for_stuck_sessions(config, discovery, journal)
             _read_tags(source.name, steve, progress, journal)
         finally:
             recorded |= {
@@ -154,8 +154,17 @@ def _forget_where_refused(source: Source) -> Iterator[None]:
         raise
 
 
-def _look_for_stuck_sessions(config: Config, discovery: Discovery, journal: RunJournal) -> None:
-    """Set aside what will hardly ever stop by itself, with the evidence of how much was delivered."""
+def look_for_stuck_sessions(
+    config: Config, discovery: Discovery, journal: RunJournal, *, only: Collection[int] | None = None
+) -> None:
+    """Set aside what will hardly ever stop by itself, with the evidence of how much was delivered.
+
+    Args:
+        config: the settings.
+        discovery: who reads; what it is shown is recorded.
+        journal: of the run.
+        only: StEvE's ids of the sessions to look after; None = all.
+    """
     found = StuckSearch(
         source=config.steve_source,
         client=discovery.client,
@@ -164,7 +173,7 @@ def _look_for_stuck_sessions(config: Config, discovery: Discovery, journal: RunJ
         record=discovery.record,
         progress=discovery.progress,
         fence=journal.fence,
-    ).search()
+    ).search(only)
     if found.stuck or found.going_on:
         journal.say("stuck.done", f"{found.stuck} sessions became stuck, {found.going_on} go on")
 
