@@ -4,5 +4,7 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+from ocpp_billing.unix_socket import name_clients
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ocpp_billing.settings")
-application = get_asgi_application()
+application = name_clients(get_asgi_application())

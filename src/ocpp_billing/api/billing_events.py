@@ -8,7 +8,7 @@ from ninja import Query, Router
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, Caller, allow
-from ocpp_billing.api.ledger import event_detail, event_json, event_lines, tag_filter
+from ocpp_billing.api.ledger import chosen_by, event_detail, event_json, event_lines
 from ocpp_billing.api.pages import (
     CSV_TOO,
     csv_file,
@@ -35,18 +35,7 @@ def find_events(
     query: Query[EventQuery],
 ) -> Any:
     """Usage events, newest first, as JSON pages or a CSV file of all. Their date is the one Lago sees."""
-    chosen = LedgerFilter(
-        source=settings.CONFIG.steve_source,
-        since=query.since,
-        until=query.until,
-        states=query.state,
-        reason=query.reason,
-        customer=query.customer,
-        subscription=query.subscription,
-        charge_box=query.charge_box,
-        steve_id=query.steve_id,
-        **tag_filter(request.auth, query.tag),
-    )
+    chosen = chosen_by(query, request.auth)
     caller = request.auth
     if wants_csv(request, query.format):
         return csv_file(request, "billing-events.csv", event_lines(all_events(chosen), caller))

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import Any
+
+from django.conf import settings
 
 from ocpp_billing.api.auth import Caller
-from ocpp_billing.billing.listing import EventRow, SessionRow
+from ocpp_billing.api.queries import EventQuery, SessionQuery
+from ocpp_billing.billing.listing import EventRow, LedgerFilter, SessionRow
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT, SHOWN
 from ocpp_billing.charging.models import ChargingSession
@@ -23,23 +26,30 @@ EVENT_COLUMNS = [
 ]
 
 
-class TagFilter(TypedDict, total=False):
-    """Fields of a :class:`LedgerFilter`."""
+def chosen_by(query: SessionQuery | EventQuery, caller: Caller) -> LedgerFilter:
+    """The sessions or usage events that a query asks for, of the configured StEvE.
 
-    id_tag: str
-    id_tag_end: str
-
-
-def tag_filter(caller: Caller, tag: str | None) -> TagFilter:
-    """The filter by tag that a caller may use: the whole tag, or its last four characters.
-
-    A viewer who asks for more or less than four finds nothing: else a tag could be found out bit by bit.
+    By tag a caller may look for the whole one, or for its last four characters: a viewer who asks for more
+    or less than four finds nothing, else a tag could be found out bit by bit.
     """
-    if tag is None:
-        return {}
-    if caller.sees_tags:
-        return {"id_tag": tag}
-    return {"id_tag_end": tag if len(tag) == SHOWN else "-----"}
+    tag = query.tag
+    return LedgerFilter(
+        source=settings.CONFIG.steve_source,
+        since=query.since,
+        until=query.until,
+        states=query.state,
+        reason=query.reason,
+        customer=query.customer,
+        subscription=query.subscription,
+        id_tag=tag if caller.sees_tags else None,
+        id_tag_end=_end_of_tag(tag) if tag is not None and not caller.sees_tags else None,
+        charge_box=query.charge_box,
+        steve_id=query.steve_id,
+    )
+
+
+def _end_of_tag(tag: str) -> str:
+    return tag if len(tag) == SHOWN else "-----"
 
 
 def session_json(row: SessionRow, caller: Caller) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from ninja import Query, Router
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.auth import ApiRequest, Caller, allow
 from ocpp_billing.api.ledger import (
+    chosen_by,
     event_detail,
     session_detail,
     session_json,
     session_lines,
-    tag_filter,
 )
 from ocpp_billing.api.pages import (
     CSV_TOO,
@@ -57,18 +57,7 @@ def find_sessions(
     A range is about when they stopped. The order never changes while sessions arrive or move on: whoever
     reads all pages sees each once.
     """
-    chosen = LedgerFilter(
-        source=settings.CONFIG.steve_source,
-        since=query.since,
-        until=query.until,
-        states=query.state,
-        reason=query.reason,
-        customer=query.customer,
-        subscription=query.subscription,
-        charge_box=query.charge_box,
-        steve_id=query.steve_id,
-        **tag_filter(request.auth, query.tag),
-    )
+    chosen = chosen_by(query, request.auth)
     if wants_csv(request, query.format):
         return csv_file(request, "sessions.csv", session_lines(all_sessions(chosen), request.auth))
     return _page(chosen, request.auth, query)
