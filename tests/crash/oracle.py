@@ -10,6 +10,8 @@ from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from django.db.models import Q
+
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance, read_balance
 from ocpp_billing.billing.models import UsageEvent
@@ -120,7 +122,8 @@ def under_way(world: World) -> list[str]:
     """What will still happen by itself: sessions to decide, events to send or confirm."""
     undecided = ChargingSession.objects.filter(needs_decision=True, stopped_at__isnull=False)
     states = ["accepted", "queued"] if control.read_status(world.config()).mode == "live" else ["accepted"]
-    events = UsageEvent.objects.filter(state__in=states)
+    missed = Q(state="held", missing_since__isnull=False, given_up_at=None)
+    events = UsageEvent.objects.filter(Q(state__in=states) | missed)
     return [f"session {session.steve_id} is undecided" for session in undecided] + [
         f"{event} is {event.state}, {event.answer}" for event in events
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ocpp_billing.billing import control
+from ocpp_billing.billing import control, review
 from ocpp_billing.billing.adopt import adopt_events
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.billing.move import MoveError, carry_out_move, preview_move
@@ -207,6 +207,32 @@ def _close_period(world: World) -> None:
     world.lago.close_period("sub-alice")
 
 
+def _in_vain_before_the_period_ends(world: World) -> None:
+    _before_the_period_ends(world)
+    world.lago.clear_faults()
+    world.lago.add_fault(Fault("status", path="/events/batch", status=503, times=-1))
+
+
+def _in_vain_before_the_period_ends_by_policy(world: World) -> None:
+    world.settings["LATE_POLICY"] = "current_period"
+    _in_vain_before_the_period_ends(world)
+
+
+def _recover_in_the_next_period(world: World) -> None:
+    world.lago.clear_faults()
+    _close_period(world)
+
+
+def _sync_and_accept(world: World) -> None:
+    """A run, and a person who lets everything that is late be billed now; and the next run."""
+    world.sync()
+    world.clock.advance(minutes=15)
+    for session in ChargingSession.objects.filter(state="held", reason="late_period").order_by("id"):
+        if not session.rulings.filter(kind="accept").exists():
+            review.accept(session.pk, note="bill it now", by="test")
+    world.sync()
+
+
 # -- mappings --------------------------------------------------------------------------------------------
 
 
@@ -327,7 +353,23 @@ STORIES = (
     Story("going_live", _shadow, {"sub-alice": 5_000}, act=_go_live),
     Story("period_ends", _before_the_period_ends, None, between=_close_period),
     Story(
-        "period_ends_and_late_is_billed_now", _before_the_period_ends_by_policy, None, between=_close_period
+        "period_ends_and_late_is_billed_now",
+        _before_the_period_ends_by_policy,
+        {"sub-alice": 5_000},
+        between=_close_period,
+    ),
+    Story(
+        "tried_in_vain_and_late_is_billed_now",
+        _in_vain_before_the_period_ends_by_policy,
+        {"sub-alice": 5_000},
+        between=_recover_in_the_next_period,
+    ),
+    Story(
+        "tried_in_vain_and_late_is_accepted",
+        _in_vain_before_the_period_ends,
+        {"sub-alice": 5_000},
+        act=_sync_and_accept,
+        between=_recover_in_the_next_period,
     ),
     Story("mapping_added", _unmapped, {"sub-alice": 2_000, "sub-bob": 3_500}, act=_map),
     Story(

@@ -361,18 +361,9 @@ def back_in_april(world, policy):
         world.clock.advance(minutes=15)
 
 
-# Held as late_period as it must be, but as an event of its own that nobody can release yet.
-TRIED_IN_VAIN = pytest.mark.xfail(
-    strict=True, reason="an event tried in vain before its period closed cannot be accepted or billed now yet"
-)
-
-
 @every_store
 @pytest.mark.parametrize("policy", ["hold", "current_period"])
-@pytest.mark.parametrize(
-    "down",
-    ["altogether", *(pytest.param(down, marks=TRIED_IN_VAIN) for down in ("503", "lost")), "paused"],
-)
+@pytest.mark.parametrize("down", ["altogether", "503", "lost", "paused"])
 def test_row_34_what_was_queued_over_the_end_of_the_period_is_held_or_billed_now(last_day, policy, down):
     world = last_day
     session = world.session("TAG-ALICE", energy_wh=5_000)

@@ -11,9 +11,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import connection
+from django.db.models import F
 
 from ocpp_billing.billing.control import BY_ITSELF
-from ocpp_billing.billing.models import BalanceProof, DeliveryControl
+from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
 from ocpp_billing.sync.models import LANES
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ TITLES = {
     "delivery_paused": "Delivery has paused by itself",
     "sessions_waiting": "Sessions wait for a person",
     "events_rejected": "Lago rejected usage events",
+    "events_turned_up": "Usage events that were given up are in Lago",
     "balance_unexplained": "The balance does not add up",
     WORKER_GONE: "No worker is running",
 }
@@ -42,6 +44,8 @@ TITLES = {
 OF_THE_LEADER = tuple(TITLES)
 # So far back runs are looked at: at one every fifteen seconds, the last eight hours.
 RUNS = 2000
+# Whether Lago bills such an event cannot be seen from here, so it is told for as long as a month takes.
+TURNED_UP_FOR = timedelta(days=31)
 WAITING_DOES_NOT_CURE = {
     "steve.Unauthorised": "steve_unauthorised",
     "steve.WrongCredentialKind": "steve_unauthorised",
@@ -109,6 +113,7 @@ def conditions(config: Config, now: datetime) -> list[Condition]:
         _contract(source),
         _waiting(source, now - timedelta(days=config.alert_held_days), config.alert_held_days),
         _rejected(source),
+        _turned_up(source, now - TURNED_UP_FOR),
         judge_balance(BalanceProof.objects.filter(source_id=source).order_by("-id").first()),
     ]
     return [condition for condition in found if condition is not None]
@@ -211,6 +216,26 @@ def _rejected(source: str) -> Condition | None:
         f"Lago rejected usage events of {sessions} sessions with {energy_wh / 1000:,.3f} kWh.",
         "Read Lago's words at the session in the portal, mend the cause, and retry them there.",
         sessions,
+    )
+
+
+def _turned_up(source: str, since: datetime) -> Condition | None:
+    """Events that were given up as missing, or excluded, and are in Lago.
+
+    Not those that were given up because they are in Lago and its final invoice does not count them.
+    """
+    turned_up = UsageEvent.objects.filter(source_id=source, turned_up_at__gte=since).filter(
+        turned_up_at__gt=F("given_up_at")
+    )
+    names = list(turned_up.order_by("turned_up_at").values_list("transaction_id", flat=True))
+    if not names:
+        return None
+    return Condition(
+        "events_turned_up",
+        f"{len(names)} usage events that were given up are in Lago after all: {', '.join(names[:5])}"
+        + (", ..." if len(names) > 5 else "."),
+        "Look in Lago whether an invoice counts them. If one does, write a credit note over them: their "
+        "sessions were billed by another event, or excluded.",
     )
 
 

@@ -20,7 +20,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing import control
 from ocpp_billing.billing.models import Decision, DeliveryControl, UsageEvent
-from ocpp_billing.billing.outbox import hold_difference
+from ocpp_billing.billing.outbox import hold_differences
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.effects import effect
 from ocpp_billing.lago.wire import UsageEvent as EventToSend
@@ -51,12 +51,14 @@ class Adoption:
         adopted: of those, how many the ledger did not know or did not know to be sent.
         conflicts: ids under which Lago and the ledger hold different events; they are held.
         orphans: ids of events whose session StEvE does not show; nothing can be billed twice by them.
+        turned_up: ids of events that were given up as never billed, and are in Lago; they count nowhere.
     """
 
     seen: int = 0
     adopted: int = 0
     conflicts: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    turned_up: list[str] = field(default_factory=list)
 
 
 def look_for_unknown_events(config: Config, lago: LagoClient) -> str | None:
@@ -133,7 +135,12 @@ def adopt_events(config: Config, lago: LagoClient, *, by: str, say: Callable[[st
             "delivery.adopt",
             actor=by,
             target=f"source:{config.steve_source}",
-            after={"seen": adoption.seen, "adopted": adoption.adopted, "orphans": len(adoption.orphans)},
+            after={
+                "seen": adoption.seen,
+                "adopted": adoption.adopted,
+                "orphans": len(adoption.orphans),
+                "turned_up": len(adoption.turned_up),
+            },
         )
     return adoption
 
@@ -146,7 +153,7 @@ def _events_of_source(config: Config, lago: LagoClient) -> Iterator[Event]:
 
 
 def _adopt(source: str, event: Event, field_name: str, adoption: Adoption) -> None:
-    known = UsageEvent.objects.select_for_update().filter(transaction_id=event.transaction_id).first()
+    known = UsageEvent.objects.filter(transaction_id=event.transaction_id).first()
     if known is None:
         session, n = _session_of(source, event.transaction_id)
         if session is None:
@@ -155,9 +162,18 @@ def _adopt(source: str, event: Event, field_name: str, adoption: Adoption) -> No
         _insert(session, n, event, field_name)
         adoption.adopted += 1
         return
+    # The session first, as decisions lock it.
+    ChargingSession.objects.select_for_update().get(pk=known.session_id)
+    known = UsageEvent.objects.select_for_update().get(pk=known.pk)
+    if known.given_up_at is not None:
+        # Lago's invoice was final without it, and its energy is billed or held by another event.
+        known.turned_up_at = known.turned_up_at or clock.now()
+        known.save(update_fields=["turned_up_at"])
+        adoption.turned_up.append(event.transaction_id)
+        return
     if known.state not in {"queued", "void"}:
         return
-    sent = EventToSend(**msgspec.json.decode(known.payload), value_field=known.field_name)
+    sent = EventToSend.from_payload(known.payload, known.field_name)
     differences = events_equal(sent, event)
     known.lago_event_id, known.lease, known.lease_until = event.lago_id, None, None
     if differences and known.attempts:
@@ -260,4 +276,4 @@ def _row_of(subscription: str) -> tuple[str, str]:
 
 def _hold_difference(session_id: int) -> None:
     with connection.cursor() as cursor:
-        hold_difference(cursor, session_id)
+        hold_differences(cursor, [session_id])

@@ -1,7 +1,8 @@
 """Step 5, confirm: an event counts as billed when Lago holds it as sent and counts it.
 
 Lago's 200 proves neither. So what Lago holds is read back and compared, and what Lago counts for the
-subscription, metric and period is compared with the sum of ours and of what others sent.
+subscription, metric and period is compared with the sum of ours and of what others sent. What came after
+the invoice of its period was final is not counted, and never will be: it is given up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import msgspec
 from django.db import connection
 
 from ocpp_billing import clock
-from ocpp_billing.billing.outbox import restate_sessions
+from ocpp_billing.billing.late import InvoicedPeriods
+from ocpp_billing.billing.outbox import give_up_events, restate_sessions
 from ocpp_billing.billing.rules import Reason
 from ocpp_billing.lago.errors import LagoError, NotFound
 from ocpp_billing.lago.wire import UsageEvent, events_equal
@@ -23,7 +25,7 @@ from ocpp_billing.log import get_logger
 from ocpp_billing.sync.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ocpp_billing.lago.client import LagoClient
     from ocpp_billing.lago.directory import LagoDirectory
@@ -37,14 +39,20 @@ LOST_AFTER = timedelta(minutes=10)
 # Lago keeps milliseconds, and before v1.48 took them through a binary fraction: it may show an event a
 # millisecond earlier than it was sent.
 CLOCK_GRAIN = timedelta(milliseconds=2)
+# Lago shows the last instant of a period in whole seconds.
+LAST_SECOND = timedelta(milliseconds=999)
 ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
 
 
 @dataclass(slots=True)
 class ConfirmCounts:
-    """What confirmation found in this run; ``open`` are accepted events that could not be confirmed yet."""
+    """What confirmation found in this run.
+
+    ``open`` are accepted events that could not be confirmed yet, ``given_up`` those that came too late.
+    """
 
     confirmed: int = 0
+    given_up: int = 0
     conflicts: int = 0
     open: int = 0
 
@@ -87,9 +95,10 @@ def confirm_events(
             len(_read_accepted(source, group, clock.now())) for group in _groups(source, settle, directory)
         )
         return counts
+    periods = InvoicedPeriods(client, directory)
     for group in _groups(source, settle, directory):
         try:
-            _confirm_group(source, group, client, directory, metric, settle, counts, fence)
+            _confirm_group(source, group, client, directory, metric, settle, periods, counts, fence)
         except NotFound as error:
             log.warning(
                 "cannot confirm", action="confirm.failed", subscription=group.subscription, error=str(error)
@@ -105,6 +114,7 @@ def _confirm_group(
     directory: LagoDirectory,
     metric: BillableMetric,
     settle: timedelta,
+    periods: InvoicedPeriods,
     counts: ConfirmCounts,
     fence: Fence | None,
 ) -> None:
@@ -118,20 +128,7 @@ def _confirm_group(
             timestamp_to=group.latest + CLOCK_GRAIN,
         )
     }
-    equal: list[_Accepted] = []
-    lost: list[_Accepted] = []
-    conflicts: list[tuple[_Accepted, str]] = []
-    for item in accepted:
-        found = held.get(item.event.transaction_id)
-        if found is None:
-            if item.accepted_at < clock.now() - max(settle * 10, LOST_AFTER):
-                lost.append(item)
-            continue
-        differences = events_equal(item.event, found)
-        if differences:
-            conflicts.append((item, "; ".join(differences)))
-        else:
-            equal.append(item)
+    equal, lost, conflicts = _sort_out(accepted, held, clock.now() - max(settle * 10, LOST_AFTER))
     if conflicts:
         _hold(conflicts, fence)
         counts.conflicts += len(conflicts)
@@ -139,12 +136,37 @@ def _confirm_group(
         _send_again(lost, fence)
     if group.pay_in_advance:
         equal = [item for item in equal if _is_charged(item, client, directory)]
-    elif equal and not _lago_counts_it(source, group, client, directory, metric):
-        equal = []
+    elif equal:
+        equal, too_late = _split_by_count(source, group, client, directory, metric, periods, equal)
+        if too_late:
+            _give_up(too_late, fence)
+            counts.given_up += len(too_late)
+            accepted = [item for item in accepted if item not in too_late]
     if equal:
         _confirm(equal, fence)
         counts.confirmed += len(equal)
     counts.open += len(accepted) - len(equal) - len(conflicts)
+
+
+def _sort_out(
+    accepted: Sequence[_Accepted], held: Mapping[str, Event], lost_before: datetime
+) -> tuple[list[_Accepted], list[_Accepted], list[tuple[_Accepted, str]]]:
+    """Which events Lago holds as sent, which it has lost, and which it holds otherwise, and how."""
+    equal: list[_Accepted] = []
+    lost: list[_Accepted] = []
+    conflicts: list[tuple[_Accepted, str]] = []
+    for item in accepted:
+        found = held.get(item.event.transaction_id)
+        if found is None:
+            if item.accepted_at < lost_before:
+                lost.append(item)
+            continue
+        differences = events_equal(item.event, found)
+        if differences:
+            conflicts.append((item, "; ".join(differences)))
+        else:
+            equal.append(item)
+    return equal, lost, conflicts
 
 
 def _is_charged(item: _Accepted, client: LagoClient, directory: LagoDirectory) -> bool:
@@ -158,17 +180,27 @@ def _is_charged(item: _Accepted, client: LagoClient, directory: LagoDirectory) -
     return any(fee.units == sent for fee in fees)
 
 
-def _lago_counts_it(
-    source: str, group: _Group, client: LagoClient, directory: LagoDirectory, metric: BillableMetric
-) -> bool:
-    """Whether what Lago counts for the period is what we sent plus what others sent."""
+def _split_by_count(
+    source: str,
+    group: _Group,
+    client: LagoClient,
+    directory: LagoDirectory,
+    metric: BillableMetric,
+    periods: InvoicedPeriods,
+    items: list[_Accepted],
+) -> tuple[list[_Accepted], list[_Accepted]]:
+    """Which events Lago counts, and which it never will; what is in neither list is not certain yet.
+
+    Normally what Lago counts for the period is what we sent plus what others sent. A final invoice that
+    counts less was cut before the latest of them came.
+    """
     usage = _usage(group, client, directory.metric_code)
     if usage is None:
-        return False
+        return [], []
     compared = compare_usage(source, group.subscription, usage, client, directory, metric)
     if compared is None:
-        return False
-    if compared.others_kwh is not None:
+        return [], []
+    if compared.events is not None:
         log.info(
             "usage compared",
             action="confirm.compare",
@@ -178,7 +210,21 @@ def _lago_counts_it(
             others=str(compared.others_kwh),
             matches=compared.agrees,
         )
-    return compared.agrees
+    if compared.agrees:
+        return items, []
+    is_past = usage.lago_invoice_id is not None
+    if compared.events is None or not is_past or metric.recurring or not periods.is_final(usage):
+        return [], []
+    wanted = {item.event.transaction_id for item in items}
+    in_invoice = counted_by_invoice(
+        compared.events, wanted, compared.counted_kwh, directory.field_name, metric
+    )
+    if in_invoice is None:
+        return [], []
+    return (
+        [item for item in items if item.event.transaction_id in in_invoice],
+        [item for item in items if item.event.transaction_id not in in_invoice],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +236,14 @@ class Comparison:
         ours_wh: events of this source that Lago took, corrections included.
         others_kwh: what others sent; None = not asked for, because ours alone explain the count.
         agrees: the count is explained.
+        events: what Lago holds of the period, whoever sent it; None = not asked for either.
     """
 
     counted_kwh: Decimal
     ours_wh: int
     others_kwh: Decimal | None
     agrees: bool
+    events: tuple[Event, ...] | None = None
 
 
 def compare_usage(
@@ -206,39 +254,87 @@ def compare_usage(
     directory: LagoDirectory,
     metric: BillableMetric,
 ) -> Comparison | None:
-    """Compare what Lago counts with what was sent; None where the usage has no line of the metric.
+    """Compare what Lago counts with what was sent; None where it does not count the metric (yet).
 
     Args:
         source: name of the StEvE.
         subscription: Lago's external subscription id.
-        usage: of one billing period.
+        usage: of one billing period; an invoice without a line of the metric counts nothing.
         client: asked for the events of others when ours alone do not explain the count.
         directory: knows the metric's code and field.
         metric: says how Lago rounds.
     """
     lines = usage.of_metric(directory.metric_code)
-    if not lines:
+    if not lines and usage.lago_invoice_id is None:
         return None
-    counted = lines[0].units
+    counted = lines[0].units if lines else Decimal(0)
     ours_wh = _sent_wh(source, subscription, usage)
     if counted == _rounded(Decimal(ours_wh) / 1000, metric):
         return Comparison(counted, ours_wh, None, agrees=True)
-    others = _others_kwh(source, subscription, client, directory, usage)
+    events = tuple(
+        client.events(
+            external_subscription_id=subscription,
+            metric=directory.metric_code,
+            timestamp_from=usage.from_datetime,
+            timestamp_to=usage.to_datetime + LAST_SECOND,
+        )
+    )
+    others = _others_kwh(source, events, directory.field_name)
     agrees = counted == _rounded(max(Decimal(ours_wh) / 1000 + others, Decimal(0)), metric)
-    return Comparison(counted, ours_wh, others, agrees)
+    return Comparison(counted, ours_wh, others, agrees, events)
+
+
+def counted_by_invoice(
+    events: Sequence[Event],
+    wanted: Collection[str],
+    counted: Decimal,
+    field: str | None,
+    metric: BillableMetric,
+) -> frozenset[str] | None:
+    """Which events a final invoice counts: those that had come when it was cut. Pure.
+
+    Args:
+        events: everything that Lago holds of the subscription, metric and period.
+        wanted: transaction ids that are asked about.
+        counted: what the invoice counts.
+        field: the property that the metric sums.
+        metric: for its rounding.
+
+    Returns:
+        Those of ``wanted`` that it counts; None where its sum does not tell for certain.
+    """
+    by_id = {event.transaction_id: event for event in events}
+    if not by_id.keys() >= set(wanted):
+        return None
+    arrived: dict[datetime, list[Event]] = {}
+    for event in by_id.values():
+        try:
+            arrived.setdefault(datetime.fromisoformat(event.created_at or ""), []).append(event)
+        except ValueError:
+            return None
+    possible = set()
+    total, before = Decimal(0), frozenset[str]()
+    if counted == _rounded(total, metric):
+        possible.add(before)
+    for _, together in sorted(arrived.items()):
+        total += sum((quantity_of(event, field) for event in together), Decimal(0))
+        before |= {event.transaction_id for event in together if event.transaction_id in wanted}
+        if counted == _rounded(max(total, Decimal(0)), metric):
+            possible.add(before)
+    return possible.pop() if len(possible) == 1 else None
 
 
 def _usage(group: _Group, client: LagoClient, metric_code: str) -> Usage | None:
     """Lago's count of the period the group lies in: the current one, or an invoiced one."""
     try:
         current = client.current_usage(group.customer, group.subscription, metric_code)
-        if current.from_datetime <= group.earliest <= current.to_datetime:
+        if current.contains(group.earliest):
             return current
     except LagoError as error:
         if not isinstance(error, NotFound):
             log.info("no current usage", action="confirm.usage", error=str(error))
     for past in client.past_usage(group.customer, group.subscription, metric_code):
-        if past.from_datetime <= group.earliest <= past.to_datetime:
+        if past.contains(group.earliest):
             return past
     return None
 
@@ -251,17 +347,8 @@ def _rounded(quantity: Decimal, metric: BillableMetric) -> Decimal:
     return quantity.quantize(Decimal(1).scaleb(-(metric.rounding_precision or 0)), rounding=rounding)
 
 
-def _others_kwh(
-    source: str, subscription: str, client: LagoClient, directory: LagoDirectory, usage: Usage
-) -> Decimal:
-    """What others sent to this subscription, metric and period: every event that is not ours."""
-    events = client.events(
-        external_subscription_id=subscription,
-        metric=directory.metric_code,
-        timestamp_from=usage.from_datetime,
-        timestamp_to=usage.to_datetime,
-    )
-    field = directory.field_name
+def _others_kwh(source: str, events: Sequence[Event], field: str | None) -> Decimal:
+    """What others sent: every event that is not ours."""
     prefix = f"steve:{source}:"
     return sum(
         (quantity_of(event, field) for event in events if not event.transaction_id.startswith(prefix)),
@@ -318,7 +405,7 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
             _Accepted(
                 event_id,
                 session_id,
-                UsageEvent(**msgspec.json.decode(payload), value_field=field_name),
+                UsageEvent.from_payload(payload, field_name),
                 accepted_at,
             )
             for event_id, session_id, payload, field_name, accepted_at in cursor.fetchall()
@@ -333,7 +420,7 @@ def _sent_wh(source: str, subscription: str, usage: Usage) -> int:
                 "source": source,
                 "subscription": subscription,
                 "from": usage.from_datetime,
-                "to": usage.to_datetime,
+                "to": usage.to_datetime + LAST_SECOND,
             },
         )
         (energy_wh,) = cursor.fetchone()
@@ -363,6 +450,21 @@ def _send_again(items: Sequence[_Accepted], fence: Fence | None) -> None:
             ],
         )
         restate_sessions(cursor, sorted({item.session_id for item in items}))
+
+
+def _give_up(items: Sequence[_Accepted], fence: Fence | None) -> None:
+    """They came after the invoice of their period was final: their energy is decided anew."""
+    give_up_events(
+        [item.event_id for item in items],
+        states=["accepted"],
+        answer={
+            "outcome": "given up",
+            "says": "Lago got it after the invoice of its period was final, which does not count it",
+        },
+        now=clock.now(),
+        fence=fence,
+        in_lago=True,
+    )
 
 
 def _hold(conflicts: Sequence[tuple[_Accepted, str]], fence: Fence | None) -> None:

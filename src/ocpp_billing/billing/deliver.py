@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 from django.db import connections
 
 from ocpp_billing import clock
+from ocpp_billing.billing.late import MISSING_FOR, InvoicedPeriods
 from ocpp_billing.billing.outbox import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,
@@ -26,6 +27,7 @@ from ocpp_billing.billing.outbox import (
     claim_attempted_unbilled,
     claim_events,
     customers_to_ask,
+    give_up_events,
     next_due_at,
     plans_of_due,
     record_results,
@@ -60,6 +62,9 @@ SETTLE_UNSEEN = timedelta(minutes=2)
 SERVER_ERRORS_BEFORE_TAKING_APART = 3
 # An event is to blame for a server error when so many more tries, by itself, meet one, too.
 TRIES_ALONE = 3
+# What Lago does not hold and could still bill is looked at again, the later the older it is.
+LOOK_AGAIN_FRACTION = 8
+LONGEST_LOOK_AGAIN = timedelta(hours=6)
 
 
 @dataclass(slots=True)
@@ -70,6 +75,7 @@ class DeliverCounts:
     rejected: int = 0
     held: int = 0
     unknown: int = 0
+    given_up: int = 0
 
 
 @dataclass(slots=True)
@@ -141,25 +147,74 @@ class Courier:
         )
         if set_aside_unbilled(self.source, clock.now(), self._contract, self.fence):
             self.redecide()
+        if self._settle_all_unbilled():
+            self.redecide()
+
+    def _settle_all_unbilled(self) -> int:
+        """See how events stand that were attempted and are not to be sent; returns how many were given up."""
+        before = self.counts.given_up
+        periods = InvoicedPeriods(self.client, self.directory)
         lease = uuid4()
         while claimed := claim_attempted_unbilled(
             self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
         ):
-            self._record([self._settle_unbilled(item) for item in claimed], lease)
+            results = [self._settle_unbilled(item, periods) for item in claimed]
+            self._record([result for result in results if result is not None], lease, lock_sessions=True)
+            dead = [item.event_id for item, result in zip(claimed, results, strict=True) if result is None]
+            if dead:
+                self.counts.given_up += give_up_events(
+                    dead,
+                    states=["queued", "held"],
+                    answer={
+                        "outcome": "given up",
+                        "says": "Lago never got it and would not bill it any more",
+                    },
+                    now=clock.now(),
+                    fence=self.fence,
+                    lease=lease,
+                )
+        return self.counts.given_up - before
 
-    def _settle_unbilled(self, item: ClaimedEvent) -> EventResult:
-        """An event of unknown outcome that Lago would not bill any more: what it holds decides.
+    def _settle_unbilled(self, item: ClaimedEvent, periods: InvoicedPeriods) -> EventResult | None:
+        """An event of unknown outcome that Lago would not bill as it is: what Lago holds decides.
 
-        Sent again it would be accepted and never billed, so what Lago does not hold is held by us.
+        Sent again it would be accepted and never billed, so what Lago does not hold is held by us: until
+        Lago could not bill it any more if it got it now, and was seen twice not to have it. Then it is
+        given up (None).
         """
         found = self._read_back(item)
         if found is not None:
             return found
+        standing = periods.standing_of(item.customer, item.event, item.timestamp)
+        now, wait, missing_since = clock.now(), MISSING_FOR, None
+        if standing.is_dead:
+            missing_since = item.missing_since
+            if missing_since is None:
+                # It may have come while the invoice was cut: only from now on nothing is counted any more.
+                found = self._read_back(item)
+                if found is not None:
+                    return found
+                missing_since = now
+            elif now - missing_since >= MISSING_FOR:
+                return None
+            wait = missing_since + MISSING_FOR - now
+        else:
+            age = now - item.first_attempt_at
+            wait = min(max(age / LOOK_AGAIN_FRACTION, MISSING_FOR), LONGEST_LOOK_AGAIN)
         answer = {
             "outcome": "not found",
-            "says": "Lago does not hold it, and would not bill it any more: its period is closed",
+            "says": f"Lago does not hold it: {standing.says}",
+            "charged_on_arrival": standing.charged_on_arrival,
         }
-        return EventResult(item.event_id, "held", answer, reason=Reason.LATE_PERIOD)
+        return EventResult(
+            item.event_id,
+            "held",
+            answer,
+            reason=standing.reason,
+            wait=wait,
+            missing_since=missing_since,
+            is_news=not item.is_held,
+        )
 
     # -- sending -------------------------------------------------------------------------------------
 
@@ -356,11 +411,11 @@ class Courier:
         if send_at > now:
             clock.sleep((send_at - now).total_seconds())
 
-    def _record(self, results: Sequence[EventResult], lease: UUID) -> None:
-        record_results(results, lease, clock.now(), self.fence)
+    def _record(self, results: Sequence[EventResult], lease: UUID, *, lock_sessions: bool = False) -> None:
+        record_results(results, lease, clock.now(), self.fence, lock_sessions=lock_sessions)
         tally: dict[str, Any] = {}
         for result in results:
-            tally[result.state] = tally.get(result.state, 0) + 1
+            tally[result.state] = tally.get(result.state, 0) + result.is_news
         with self._lock:
             self.counts.accepted += tally.get("accepted", 0)
             self.counts.rejected += tally.get("rejected", 0)

@@ -20,7 +20,7 @@ class Outcome(models.TextChoices):
 
 
 class EventState(models.TextChoices):
-    """Where a usage event stands. A void event was never attempted and counts nowhere."""
+    """Where a usage event stands. A void event counts nowhere: it was never attempted, or was given up."""
 
     QUEUED = "queued"
     ACCEPTED = "accepted"
@@ -106,7 +106,9 @@ class Ruling(models.Model):
 class UsageEvent(models.Model):
     """The outbox: one event for Lago, with its payload frozen when it was decided.
 
-    ``attempts`` is raised and committed *before* the event is sent: 0 means Lago cannot know it.
+    ``attempts`` is raised and committed *before* the event is sent: 0 means Lago cannot know it. An event
+    that was attempted in vain is *given up* once Lago could not bill it any more even if it got it now
+    (:mod:`billing.late`); its energy is then decided anew.
     """
 
     source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
@@ -138,6 +140,11 @@ class UsageEvent(models.Model):
     next_attempt_at = models.DateTimeField(db_default=Now())
     lease = models.UUIDField(null=True)
     lease_until = models.DateTimeField(null=True)
+    # Since when Lago, whose invoice of the period is final, was seen not to hold it.
+    missing_since = models.DateTimeField(null=True)
+    given_up_at = models.DateTimeField(null=True)
+    # When an event that was given up was seen in Lago after all.
+    turned_up_at = models.DateTimeField(null=True)
     lago_event_id = models.TextField(null=True)
     # Lago's last words about this event.
     answer = models.JSONField(null=True)
@@ -150,9 +157,10 @@ class UsageEvent(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["session", "n"], name="usage_event_n_unique"),
             models.CheckConstraint(condition=Q(state__in=EventState.values), name="usage_event_state_known"),
-            # What Lago may know is never void: it can only be corrected.
+            # What Lago may bill is never void: it can only be corrected.
             models.CheckConstraint(
-                condition=~Q(state="void") | Q(attempts=0), name="usage_event_void_never_sent"
+                condition=~Q(state="void") | Q(attempts=0) | Q(given_up_at__isnull=False),
+                name="usage_event_void_never_billed",
             ),
         ]
         indexes = [
@@ -169,6 +177,16 @@ class UsageEvent(models.Model):
             models.Index(
                 fields=["external_subscription_id", "metric_code", "timestamp"],
                 name="usage_event_subscription",
+            ),
+            # As the list of billing events asks: by a range of dates.
+            models.Index(fields=["source", "timestamp"], name="usage_event_dated"),
+            models.Index(
+                fields=["source", "next_attempt_at", "id"], condition=Q(state="held"), name="usage_event_held"
+            ),
+            models.Index(
+                fields=["source", "next_attempt_at"],
+                condition=Q(given_up_at__isnull=False),
+                name="usage_event_given_up",
             ),
         ]
 

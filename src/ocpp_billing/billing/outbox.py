@@ -36,6 +36,10 @@ class ClaimedEvent:
         attempts: how often it was claimed to be sent, this time included.
         may_be_known: Lago may hold it already: read it back before it is sent again.
         first_attempt_at: when it was claimed for the first time.
+        customer: Lago's external customer id.
+        timestamp: the time Lago sees.
+        missing_since: since when Lago, with a final invoice of the period, was seen not to hold it.
+        is_held: it was claimed only to see how it stands.
     """
 
     event_id: int
@@ -43,6 +47,10 @@ class ClaimedEvent:
     event: UsageEvent
     may_be_known: bool
     first_attempt_at: datetime
+    customer: str
+    timestamp: datetime
+    missing_since: datetime | None
+    is_held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,9 @@ class EventResult:
         answer: Lago's last words, or ours about what happened.
         reason: of ``held`` and ``rejected``.
         lago_event_id: Lago's id of it; None on the ClickHouse store.
-        wait: until the next attempt, when queued.
+        wait: until the next attempt, when queued, or the next look, when held.
+        missing_since: since when Lago, with a final invoice of the period, was seen not to hold it.
+        is_news: False where it stood so before.
     """
 
     event_id: int
@@ -63,6 +73,8 @@ class EventResult:
     reason: str | None = None
     lago_event_id: str | None = None
     wait: timedelta = timedelta()
+    missing_since: datetime | None = None
+    is_news: bool = True
 
 
 def break_leases(source: str, fence: Fence | None) -> int:
@@ -70,7 +82,7 @@ def break_leases(source: str, fence: Fence | None) -> int:
     with fenced_transaction("break leases", fence) as cursor:
         cursor.execute(
             "UPDATE usage_event SET lease = NULL, lease_until = NULL"
-            " WHERE source_id = %s AND state = 'queued' AND lease IS NOT NULL",
+            " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
             [source],
         )
         return int(cursor.rowcount)
@@ -124,9 +136,9 @@ def _bound(contract: Contract) -> dict[str, Any]:
 
 
 def _claimed(row: tuple[Any, ...]) -> ClaimedEvent:
-    event_id, attempts, payload, field_name, first_attempt_at, unsettled = row
-    event = UsageEvent(**msgspec.json.decode(payload), value_field=field_name)
-    return ClaimedEvent(event_id, attempts, event, attempts > 1 and unsettled, first_attempt_at)
+    event_id, attempts, payload, field_name, unsettled, *others = row
+    event = UsageEvent.from_payload(payload, field_name)
+    return ClaimedEvent(event_id, attempts, event, attempts > 1 and unsettled, *others)
 
 
 def customers_to_ask(source: str, now: datetime) -> set[str]:
@@ -140,12 +152,14 @@ def set_aside_unbilled(source: str, now: datetime, contract: Contract, fence: Fe
     """Take out of the queue what Lago would not bill (any more), by a fresh answer of Lago.
 
     What was never attempted is voided and its session decided anew: late, not charged, or by another
-    subscription row. What Lago may know already stays queued: it is read back, and only then held.
+    subscription row. What Lago may know already is read back, and only then held; what was held so and
+    would be billed again is queued again.
     """
     bound = {"source": source, "now": now, "fresh": now - FRESH_FOR, **_bound(contract)}
     with fenced_transaction("set aside unbilled", fence) as cursor:
-        cursor.execute(_HOLD_UNBILLED_MOVES, bound)
-        restate_sessions(cursor, [session_id for (session_id,) in cursor.fetchall()])
+        for statement in (_HOLD_UNBILLED_MOVES, _QUEUE_AGAIN):
+            cursor.execute(statement, bound)
+            restate_sessions(cursor, [session_id for (session_id,) in cursor.fetchall()])
         cursor.execute(_REDECIDE_UNBILLED, bound)
         return int(cursor.rowcount)
 
@@ -153,7 +167,10 @@ def set_aside_unbilled(source: str, now: datetime, contract: Contract, fence: Fe
 def claim_attempted_unbilled(
     source: str, lease: UUID, limit: int, now: datetime, contract: Contract, fence: Fence | None
 ) -> list[ClaimedEvent]:
-    """Claim events of unknown outcome that Lago would not bill any more, only to read them back."""
+    """Claim events of unknown outcome that Lago would not bill any more, only to read them back.
+
+    Those that were held then are looked at again and again, until it is certain what has become of them.
+    """
     with fenced_transaction("claim unbilled", fence) as cursor:
         cursor.execute(
             _CLAIM_UNBILLED,
@@ -177,8 +194,22 @@ def plans_of_due(source: str, now: datetime) -> set[str]:
         return {plan for (plan,) in cursor.fetchall()}
 
 
-def record_results(results: Sequence[EventResult], lease: UUID, now: datetime, fence: Fence | None) -> int:
+def record_results(
+    results: Sequence[EventResult],
+    lease: UUID,
+    now: datetime,
+    fence: Fence | None,
+    *,
+    lock_sessions: bool = False,
+) -> int:
     """Write down what became of claimed events; only those still under this lease.
+
+    Args:
+        results: of events.
+        lease: under which they were claimed.
+        now: when.
+        fence: the run.
+        lock_sessions: before the events, as a person does who orders something about held ones.
 
     Returns:
         How many were written.
@@ -186,9 +217,11 @@ def record_results(results: Sequence[EventResult], lease: UUID, now: datetime, f
     if not results:
         return 0
     with fenced_transaction("deliver", fence) as cursor:
+        if lock_sessions:
+            cursor.execute(_LOCK_SESSIONS_OF, {"ids": [result.event_id for result in results]})
         cursor.execute(_CREATE_RESULTS)
         with cursor.copy("COPY result FROM STDIN (FORMAT BINARY)") as copy:
-            copy.set_types(["int8", "text", "text", "text", "text", "timestamptz"])
+            copy.set_types(["int8", "text", "text", "text", "text", "timestamptz", "timestamptz"])
             for result in results:
                 copy.write_row(
                     (
@@ -198,6 +231,7 @@ def record_results(results: Sequence[EventResult], lease: UUID, now: datetime, f
                         result.lago_event_id,
                         msgspec.json.encode(result.answer).decode(),
                         now + result.wait,
+                        result.missing_since,
                     )
                 )
         cursor.execute(_RECORD, {"lease": lease, "now": now})
@@ -206,16 +240,64 @@ def record_results(results: Sequence[EventResult], lease: UUID, now: datetime, f
         return len(sessions)
 
 
+def give_up_events(
+    event_ids: Sequence[int],
+    *,
+    states: Sequence[str],
+    answer: Mapping[str, Any],
+    now: datetime,
+    fence: Fence | None,
+    lease: UUID | None = None,
+    in_lago: bool = False,
+) -> int:
+    """Void events that Lago does not bill and could not bill any more (:mod:`billing.late`).
+
+    What they carried is held, and the sessions are decided anew. A move was ordered by a person and is not
+    decided anew: it stays held, and can be excluded.
+
+    Args:
+        event_ids: which.
+        states: only those still in one of them, and under this lease.
+        answer: what is known about them.
+        now: when they are given up.
+        fence: the run.
+        lease: None = they are not claimed.
+        in_lago: Lago has them, and its final invoice does not count them.
+
+    Returns:
+        How many were given up.
+    """
+    bound = {
+        "ids": list(event_ids),
+        "states": list(states),
+        "lease": lease,
+        "answer": msgspec.json.encode(answer).decode(),
+        "now": now,
+        "in_lago": in_lago,
+    }
+    with fenced_transaction("give up", fence) as cursor:
+        cursor.execute(_LOCK_SESSIONS_OF, bound)
+        cursor.execute(_GIVE_UP, bound)
+        given_up = cursor.fetchall()
+        hold_differences(cursor, [session_id for session_id, voided in given_up if voided])
+        restate_sessions(cursor, [session_id for session_id, _ in given_up])
+        return len(given_up)
+
+
 def restate_sessions(cursor: Any, session_ids: Sequence[int]) -> None:
     """Set the state of sessions to that of their least advanced part, after their events changed."""
     if session_ids:
         cursor.execute(_RESTATE, {"session_ids": list(session_ids)})
 
 
-def hold_difference(cursor: Any, session_id: int) -> None:
-    """The events of a session changed: hold what they do not carry at once, and ask for a decision."""
-    cursor.execute(_HOLD_DIFFERENCE, {"session_id": session_id})
-    restate_sessions(cursor, [session_id])
+def hold_differences(cursor: Any, session_ids: Sequence[int]) -> None:
+    """The events of sessions changed: hold what they do not carry at once, and ask for decisions.
+
+    The caller holds the locks of the sessions.
+    """
+    if session_ids:
+        cursor.execute(_HOLD_DIFFERENCES, {"session_ids": list(session_ids)})
+        restate_sessions(cursor, session_ids)
 
 
 def unfinished(source: str) -> int:
@@ -251,15 +333,21 @@ _DUE = """
 e.source_id = %(source)s AND e.state = 'queued' AND e.next_attempt_at <= %(now)s
 AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
 """
+# What Lago may know and was seen not to hold: in the queue, or held until it is certain.
+_UNSETTLED = """
+e.source_id = %(source)s AND e.next_attempt_at <= %(now)s AND e.attempts > 0
+AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
+AND (e.state = 'queued' OR (e.state = 'held' AND e.answer ->> 'outcome' = 'not found'))
+"""
 # An event that a refused batch did not name may just be sent again: Lago says so if it has it.
 _RETURNING = """
-e.id, e.attempts, e.payload, e.field_name, e.first_attempt_at,
-e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named'
+e.id, e.attempts, e.payload, e.field_name, e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named',
+e.first_attempt_at, e.external_customer_id, e.timestamp, e.missing_since, e.state = 'held'
 """
 
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
-    first_attempt_at = coalesce(first_attempt_at, %(now)s)
+    first_attempt_at = coalesce(first_attempt_at, %(now)s), missing_since = NULL
 WHERE e.id IN (
     SELECT e.id FROM usage_event e JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id
     WHERE {_DUE} AND {_OPEN} AND {_FRESH}
@@ -272,14 +360,14 @@ _CUSTOMERS_TO_ASK = f"""
 SELECT DISTINCT e.external_customer_id FROM usage_event e
 LEFT JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id
 LEFT JOIN lago_customer_read c ON c.external_id = e.external_customer_id
-WHERE {_DUE} AND (
+WHERE ({_DUE} OR {_UNSETTLED}) AND (
     c.read_at IS NULL OR c.read_at < %(fresh)s OR (at.status = 'active' AND at.period_to <= %(now)s)
 )
 """
 
 _PLANS_OF_DUE = f"""
 SELECT DISTINCT at.plan_code FROM usage_event e
-JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id WHERE {_DUE}
+JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id WHERE {_DUE} OR {_UNSETTLED}
 """
 
 _NOT_OPEN = (
@@ -308,11 +396,22 @@ WHERE {_DUE} AND e.attempts = 0 AND e.kind = 'move' AND {_NOT_OPEN} AND {_CUSTOM
 RETURNING e.session_id
 """
 
+# The plan charges the metric again, for example.
+_QUEUE_AGAIN = f"""
+UPDATE usage_event e SET state = 'queued', reason = NULL, missing_since = NULL
+WHERE e.id IN (
+    SELECT e.id FROM usage_event e JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id
+    WHERE e.state = 'held' AND {_UNSETTLED} AND {_OPEN} AND {_FRESH}
+    ORDER BY e.id FOR UPDATE OF e SKIP LOCKED
+)
+RETURNING e.session_id
+"""
+
 _CLAIM_UNBILLED = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
 WHERE e.id IN (
     SELECT e.id FROM usage_event e
-    WHERE {_DUE} AND e.attempts > 0 AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
+    WHERE {_UNSETTLED} AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
     ORDER BY e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
 )
 RETURNING {_RETURNING}
@@ -320,7 +419,8 @@ RETURNING {_RETURNING}
 
 _CREATE_RESULTS = """
 CREATE TEMPORARY TABLE IF NOT EXISTS result (
-    event_id bigint, state text, reason text, lago_event_id text, answer text, next_attempt_at timestamptz
+    event_id bigint, state text, reason text, lago_event_id text, answer text, next_attempt_at timestamptz,
+    missing_since timestamptz
 ) ON COMMIT DELETE ROWS
 """
 
@@ -329,10 +429,28 @@ UPDATE usage_event e SET
     state = r.state, reason = r.reason, answer = r.answer::jsonb, lease = NULL, lease_until = NULL,
     lago_event_id = coalesce(r.lago_event_id, e.lago_event_id),
     accepted_at = CASE WHEN r.state = 'accepted' THEN %(now)s END,
-    next_attempt_at = r.next_attempt_at
+    next_attempt_at = r.next_attempt_at, missing_since = r.missing_since
 FROM result r
-WHERE e.id = r.event_id AND e.lease = %(lease)s AND e.state = 'queued'
+WHERE e.id = r.event_id AND e.lease = %(lease)s AND e.state IN ('queued', 'held')
 RETURNING e.session_id
+"""
+
+# In the order in which decisions lock them, so that neither waits for the other in a ring.
+_LOCK_SESSIONS_OF = """
+SELECT s.id FROM charging_session s
+WHERE s.id IN (SELECT session_id FROM usage_event WHERE id = ANY(%(ids)s)) ORDER BY s.id FOR UPDATE
+"""
+
+_GIVE_UP = """
+UPDATE usage_event e SET
+    state = CASE WHEN e.kind = 'move' THEN 'held' ELSE 'void' END,
+    reason = CASE WHEN e.kind = 'move' THEN
+        CASE WHEN e.energy_wh < 0 THEN 'refund_by_credit_note' ELSE 'late_period' END END,
+    given_up_at = %(now)s, turned_up_at = CASE WHEN %(in_lago)s THEN %(now)s::timestamptz END,
+    answer = %(answer)s::jsonb, accepted_at = NULL, lease = NULL, lease_until = NULL,
+    next_attempt_at = %(now)s + interval '1 day'
+WHERE e.id = ANY(%(ids)s) AND e.state = ANY(%(states)s) AND e.lease IS NOT DISTINCT FROM %(lease)s
+RETURNING e.session_id, e.state = 'void'
 """
 
 _RESTATE = f"""
@@ -350,11 +468,11 @@ WHERE part.session_id = s.id
   AND (s.state IS DISTINCT FROM part.state OR s.reason IS DISTINCT FROM part.reason)
 """
 
-_HOLD_DIFFERENCE = """
+_HOLD_DIFFERENCES = """
 UPDATE charging_session s SET needs_decision = true, asked = asked + 1,
     rest_state = 'held', rest_reason = 'undecided',
     rest_wh = greatest(s.energy_wh, 0) - coalesce((
         SELECT sum(e.energy_wh) FROM usage_event e WHERE e.session_id = s.id AND e.state <> 'void'
     ), 0)
-WHERE s.id = %(session_id)s AND s.energy_wh IS NOT NULL
+WHERE s.id = ANY(%(session_ids)s) AND s.energy_wh IS NOT NULL
 """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.db import connection, transaction
+from django.db.models import Q
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.models import Ruling, RulingKind, UsageEvent
-from ocpp_billing.billing.outbox import hold_difference, restate_sessions
+from ocpp_billing.billing.outbox import hold_differences, restate_sessions
 from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.charging.tags import ask_again_for_tags
@@ -17,6 +18,8 @@ from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from django.db.models import QuerySet
 
     from ocpp_billing.accounts.models import User
 
@@ -55,6 +58,13 @@ def accept(session_id: int, *, note: str, by: str, user: User | None = None) -> 
             raise ReviewError(
                 f"A session held as {reason} cannot simply be accepted: mend the cause, or exclude it."
             )
+        charged_on_arrival = _in_vain(session).filter(answer__charged_on_arrival=True).first()
+        if reason == Reason.LATE_PERIOD and charged_on_arrival is not None:
+            raise ReviewError(
+                f"{charged_on_arrival} was sent and its answer lost, and Lago charges in advance: it would "
+                "charge that event whenever it arrives, and another one, too. Exclude the session, and write "
+                "an invoice by hand if Lago does not charge it."
+            )
         if reason == Reason.CLOCK_SKEW and session.started_at is None and session.stopped_at is None:
             raise ReviewError("The session has no time at all: enter a reading first.")
         _order(session, RulingKind.ACCEPT, note, by, user, reason=reason)
@@ -62,6 +72,8 @@ def accept(session_id: int, *, note: str, by: str, user: User | None = None) -> 
 
 def exclude(session_id: int, *, note: str, by: str, user: User | None = None) -> None:
     """Never bill what is left of a session; what Lago already has stays there.
+
+    What was sent in vain is given up: should Lago get it after all, that is a finding.
 
     Raises:
         ReviewError: without a note, or when nothing is left to exclude.
@@ -76,9 +88,12 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
             )
         if session.state in {"open", "stuck"} and session.reading_stopped_at is None:
             _set_reading(session, session.start_wh, session.started_at or clock.now())
-        if session.events.filter(kind="move", state="held", attempts=0).update(state="void", reason=None):
+        void: dict[str, Any] = {"state": "void", "reason": None}
+        given_up = {"given_up_at": clock.now(), "next_attempt_at": clock.now(), "lease": None}
+        moves = session.events.filter(kind="move", state="held", attempts=0).update(**void)
+        if moves + _in_vain(session).update(**void, **given_up):
             with connection.cursor() as cursor:
-                hold_difference(cursor, session.pk)
+                hold_differences(cursor, [session.pk])
             session.refresh_from_db()
         _order(session, RulingKind.EXCLUDE, note, by, user)
 
@@ -203,6 +218,12 @@ def acknowledge_identity(tag_id: int, *, note: str, by: str, user: User | None =
 
 def _locked(session_id: int) -> ChargingSession:
     return ChargingSession.objects.select_for_update().get(pk=session_id)
+
+
+def _in_vain(session: ChargingSession) -> QuerySet[UsageEvent]:
+    """Held events of a session that were sent and are not in Lago."""
+    missing = Q(answer__outcome="not found") | Q(given_up_at__isnull=False)
+    return session.events.filter(missing, state="held", attempts__gt=0)
 
 
 def _order(

@@ -126,7 +126,8 @@ def adopt(config: Config, _args: argparse.Namespace) -> int:
         adoption = adopt_events(config, lago, by=actor(), say=progress)
         out(
             f"{adoption.seen} events of this source in Lago: {adoption.adopted} adopted, "
-            f"{len(adoption.conflicts)} in conflict (held), {len(adoption.orphans)} without a session."
+            f"{len(adoption.conflicts)} in conflict (held), {len(adoption.orphans)} without a session, "
+            f"{len(adoption.turned_up)} that were given up."
         )
         for name in adoption.orphans[:20]:
             note(f"without a session in StEvE: {name}")

@@ -336,6 +336,11 @@ class LagoClient:
         rows = _once(pages, lambda page: page.fees, lambda fee: fee.lago_id or fee)
         return (fee for fee in rows if event_transaction_id in {None, fee.event_transaction_id})
 
+    def invoice(self, lago_id: str) -> wire.Invoice | None:
+        """An invoice by Lago's id; None where Lago does not show it: it is being made, or charged nothing."""
+        found = self._find(_invoice, "/invoices/{}", lago_id)
+        return found.invoice if found and found.invoice.lago_id == lago_id else None
+
     def event(self, transaction_id: str) -> wire.Event | None:
         """An event by its transaction id, or None when Lago (not merely a proxy) says there is none."""
         found = self._find(_event, "/events/{}", transaction_id)
@@ -574,6 +579,7 @@ _subscription = msgspec.json.Decoder(wire.SubscriptionEnvelope)
 _subscriptions = msgspec.json.Decoder(wire.SubscriptionList)
 _current_usage = msgspec.json.Decoder(wire.CurrentUsageEnvelope)
 _past_usage = msgspec.json.Decoder(wire.PastUsageList)
+_invoice = msgspec.json.Decoder(wire.InvoiceEnvelope)
 _fees = msgspec.json.Decoder(wire.FeeList)
 # Numbers inside an event's properties are read as Decimal: they are somebody's quantities.
 _event = msgspec.json.Decoder(wire.EventEnvelope, float_hook=Decimal)

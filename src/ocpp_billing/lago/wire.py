@@ -222,6 +222,26 @@ class Usage(Answer, frozen=True, kw_only=True):
         """The lines of one billable metric."""
         return tuple(line for line in self.charges_usage if line.billable_metric.code == metric_code)
 
+    def contains(self, at: datetime) -> bool:
+        """Whether an event of that time falls into the period; Lago cuts its last instant to the second."""
+        return self.from_datetime <= at < self.to_datetime + _SECOND
+
+
+# An invoice in one of these counts no further usage; a draft is worked out anew until it is final.
+FINAL_INVOICES: Final = frozenset({"finalized", "voided"})
+
+
+class Invoice(Answer, frozen=True, kw_only=True):
+    """An invoice, as far as it says whether it is final."""
+
+    lago_id: str
+    status: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether usage that arrives now can no longer be counted by it."""
+        return self.status in FINAL_INVOICES
+
 
 class FeeItem(Answer, frozen=True, kw_only=True):
     """What a fee is for; ``code`` is the billable metric's where ``type`` is ``charge``."""
@@ -339,6 +359,12 @@ class SubscriptionEnvelope(Answer, frozen=True, kw_only=True):
     """Answer with one subscription."""
 
     subscription: Subscription
+
+
+class InvoiceEnvelope(Answer, frozen=True, kw_only=True):
+    """Answer with one invoice."""
+
+    invoice: Invoice
 
 
 class EventEnvelope(Answer, frozen=True, kw_only=True):
@@ -472,6 +498,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST_S: Final = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
 _LATEST_S: Final = int(datetime(2100, 1, 1, tzinfo=UTC).timestamp())
 _MILLISECOND: Final = timedelta(milliseconds=1)
+_SECOND: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,6 +521,11 @@ class UsageEvent:
     timestamp: str
     properties: Mapping[str, str]
     value_field: str
+
+    @classmethod
+    def from_payload(cls, payload: str, value_field: str) -> UsageEvent:
+        """The event as it was frozen: the JSON of :meth:`to_payload`, and the property that it left out."""
+        return cls(**msgspec.json.decode(payload), value_field=value_field)
 
     def to_payload(self) -> dict[str, object]:
         """As it goes over the wire: everything but the name of the summed property."""

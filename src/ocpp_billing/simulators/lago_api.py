@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ocpp_billing.simulators.lago_books import Books
-    from ocpp_billing.simulators.lago_subscriptions import BilledPeriod, Fee, Subscription
+    from ocpp_billing.simulators.lago_subscriptions import BilledPeriod, Fee, Invoice, Subscription
 
 PREFIX = "/api/v1"
 PER_PAGE = 100
@@ -37,6 +37,8 @@ JSON = {"content-type": "application/json; charset=utf-8"}
 # What a path parameter may be: Rails cuts at a dot unless the route says otherwise.
 NAME = r"([^/.?]+)(?:\.[^/.?]+)?"
 WHOLE = r"([^/]+)"
+# Lago keeps these to itself: being made, and closed without anything to pay.
+INVISIBLE_INVOICES = frozenset({"generating", "open", "closed"})
 
 
 encode = msgspec.json.Encoder().encode
@@ -91,6 +93,7 @@ class LagoApi:
             ("POST", "/billable_metrics", "billable_metric", self._create_metric),
             ("GET", f"/billable_metrics/{NAME}", "billable_metric", self._show_metric),
             ("GET", "/fees", "fee", self._list_fees),
+            ("GET", f"/invoices/{NAME}", "invoice", self._show_invoice),
             ("POST", "/invoices/preview", "invoice", self._refuse_without_premium),
         ]
         self._routes = [(method, re.compile(path), resource, act) for method, path, resource, act in routes]
@@ -399,6 +402,13 @@ class LagoApi:
             "usage_periods", periods, request, lambda period: past_usage_json(period, metric_code)
         )
 
+    def _show_invoice(self, _: Request, arguments: tuple[str, ...]) -> Any:
+        found = (invoice for invoice in self.books.invoices if invoice.lago_id == arguments[0])
+        invoice = next(found, None)
+        if invoice is None or invoice.status in INVISIBLE_INVOICES:
+            raise not_found("invoice")
+        return {"invoice": invoice_json(invoice)}
+
     def _list_fees(self, request: Request, _: tuple[str, ...]) -> Any:
         wanted: dict[str, Callable[[Fee], str | None]] = {
             "external_customer_id": lambda fee: fee.subscription.customer.external_id,
@@ -459,6 +469,34 @@ def past_usage_json(period: BilledPeriod, metric_code: str | None) -> dict[str, 
             charges_usage_json(fees[0].charge, [fee.usage for fee in fees], period.invoice.currency)
             for fees in by_charge.values()
         ],
+    }
+
+
+def invoice_json(invoice: Invoice) -> dict[str, Any]:
+    """One invoice; taxes, coupons and credits are not simulated."""
+    cents = invoice.fees_amount_cents
+    return {
+        "lago_id": invoice.lago_id,
+        "billing_entity_code": "simulated",
+        "sequential_id": invoice.customer.sequential_id,
+        "number": invoice.number,
+        "issuing_date": invoice.issuing_date,
+        "invoice_type": "subscription",
+        "status": invoice.status,
+        "payment_status": "pending",
+        "currency": invoice.currency,
+        "fees_amount_cents": cents,
+        "coupons_amount_cents": 0,
+        "credit_notes_amount_cents": 0,
+        "sub_total_excluding_taxes_amount_cents": cents,
+        "taxes_amount_cents": 0,
+        "sub_total_including_taxes_amount_cents": cents,
+        "prepaid_credit_amount_cents": 0,
+        "progressive_billing_credit_amount_cents": 0,
+        "total_amount_cents": cents,
+        "version_number": 4,
+        "created_at": iso_seconds(invoice.created_at),
+        "updated_at": iso_seconds(invoice.created_at),
     }
 
 

@@ -147,7 +147,10 @@ class Subscription:
 
 @dataclass(eq=False, slots=True)
 class Invoice:
-    """A final invoice of a customer; ``periods`` are what it bills of each subscription."""
+    """An invoice of a customer; ``periods`` are what it bills of each subscription.
+
+    Final as soon as it is cut; a test may give it another ``status``, and what it counts stays the same.
+    """
 
     lago_id: str
     number: str
@@ -156,6 +159,7 @@ class Invoice:
     created_at: datetime
     periods: list[BilledPeriod] = field(default_factory=list)
     fees: list[Fee] = field(default_factory=list)
+    status: str = "finalized"
 
     @property
     def fees_amount_cents(self) -> int:

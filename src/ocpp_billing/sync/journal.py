@@ -238,7 +238,7 @@ def end_abandoned_runs(source: str, *, why: str = DIED, worker: str | None = Non
         if ended:
             cursor.execute(
                 "UPDATE usage_event SET lease = NULL, lease_until = NULL"
-                " WHERE source_id = %s AND state = 'queued' AND lease IS NOT NULL",
+                " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
                 [source],
             )
             _notify(cursor, source)

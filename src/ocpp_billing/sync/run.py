@@ -19,6 +19,7 @@ from ocpp_billing.billing.balance import keep_counters
 from ocpp_billing.billing.confirm import confirm_events
 from ocpp_billing.billing.decide import decide_sessions
 from ocpp_billing.billing.deliver import Courier
+from ocpp_billing.billing.late import look_for_what_was_given_up
 from ocpp_billing.billing.outbox import break_leases, unfinished
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import Forbidden, LagoError, Unauthorised
@@ -104,6 +105,12 @@ def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             counts = courier.counts
             counted |= {"accepted": counts.accepted, "rejected": counts.rejected}
             counted |= {"held": counts.held}
+            if counts.given_up:
+                journal.say(
+                    "deliver.given_up",
+                    f"{counts.given_up} usage events given up: Lago never got them and would not bill them "
+                    "any more. Their sessions are decided anew.",
+                )
         if courier.unauthorised:
             reason = f"{courier.stopped}. Put a LAGO_API_KEY in place that may write events, then resume."
             control.pause(config, by=control.BY_ITSELF, reason=reason)
@@ -144,6 +151,20 @@ def confirm(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             journal.fence,
         )
         counted |= {"confirmed": counts.confirmed, "held": counts.conflicts}
+        if counts.given_up:
+            journal.say(
+                "confirm.given_up",
+                f"{counts.given_up} usage events given up: they came to Lago after the invoice of their "
+                "period was final, which does not count them. Their sessions are decided anew.",
+                level="warning",
+            )
+        for name in look_for_what_was_given_up(config.steve_source, lago, journal.fence):
+            journal.say(
+                "confirm.turned_up",
+                f"{name} was given up, and is in Lago after all: see whether an invoice there counts it, "
+                "besides what was billed instead",
+                level="warning",
+            )
 
 
 # -- and, once a day: is every watt-hour accounted for? ------------------------------------------------
