@@ -273,7 +273,11 @@ class TestReadingBack:
         assert client.past_usage("cust_1", "sub_alice") == []
         lago.close_period("sub_alice")
         (usage,) = client.past_usage("cust_1", "sub_alice", METRIC)
-        assert usage.lago_invoice_id
+        assert client.invoice(usage.lago_invoice_id).is_final
+        lago.books.invoices[-1].status = "draft"
+        assert not client.invoice(usage.lago_invoice_id).is_final
+        lago.books.invoices[-1].status = "closed"
+        assert client.invoice(usage.lago_invoice_id) is None
         assert [line.units for line in usage.charges_usage] == [Decimal("6.375")]
 
     def test_usage_of_what_is_not_there(self, lago, client):

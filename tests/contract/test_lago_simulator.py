@@ -1549,6 +1549,7 @@ def test_answers_follow_lagos_openapi(start, validate, store):
     validate("CustomerUsage", client.get("/customers/driver/current_usage", **query)[1])
     simulator.close_period("sub")
     validate("CustomerPastUsage", client.get("/customers/driver/past_usage", **query)[1])
+    validate("Invoice", client.get(f"/invoices/{simulator.books.invoices[-1].lago_id}")[1])
     validate("FeesPaginated", client.get("/fees")[1])
     validate("ApiErrorNotFound", client.get("/events/none")[1])
     validate("ApiErrorNotFound", client.get("/nothing")[1])

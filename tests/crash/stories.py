@@ -351,7 +351,6 @@ STORIES = (
         meanwhile={BEFORE_POST: _late_request_arrives},
     ),
     Story("going_live", _shadow, {"sub-alice": 5_000}, act=_go_live),
-    Story("period_ends", _before_the_period_ends, None, between=_close_period),
     Story(
         "period_ends_and_late_is_billed_now",
         _before_the_period_ends_by_policy,

@@ -97,7 +97,13 @@ def had_begun(plays, number):
 
 @pytest.mark.parametrize("store", ["postgres", "clickhouse"])
 @pytest.mark.parametrize(
-    "story", ["stops_after_the_crash", "stop_changes_after_the_crash", "period_ends", "lost_answers"]
+    "story",
+    [
+        "stops_after_the_crash",
+        "stop_changes_after_the_crash",
+        "lost_answers",
+        "tried_in_vain_and_late_is_billed_now",
+    ],
 )
 def test_an_old_leader_that_wakes_up_changes_nothing(world, story):
     with enumerated(world, STORY[story]) as plays:
