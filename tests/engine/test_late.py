@@ -60,7 +60,7 @@ def sync_for(world, *, minutes=45, **settings):
 def arrive(world, event):
     """The request of a leader that slept, or that lay in a proxy, comes to Lago at last."""
     with open_clients(world.config()) as (_, lago):
-        lago.post_event(EventToSend.from_payload(event.payload, event.field_name))
+        lago.post_batch([EventToSend.from_payload(event.payload, event.field_name)])
 
 
 def said(action):

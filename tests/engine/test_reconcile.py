@@ -146,6 +146,16 @@ def test_an_event_that_lago_lost_or_holds_otherwise_or_twice_is_named(live, reco
     assert ("differs_in_lago", "sub-bob", bob.transaction_id) in found
 
 
+def test_an_event_that_was_given_up_and_is_in_lago_is_named_unless_it_is_known_not_to_count(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=12_345)
+    live.sync()
+    name, now = UsageEvent.objects.get().transaction_id, live.clock.now()
+    UsageEvent.objects.update(state="void", given_up_at=now)
+    assert ("turned_up", "sub-alice", name) in differences(reconcile())
+    UsageEvent.objects.update(turned_up_at=now)
+    assert name not in {what for _, _, what in differences(reconcile())}
+
+
 def test_an_event_whose_answer_was_lost_is_ahead_of_the_ledger(live, reconcile):
     live.session("TAG-ALICE", energy_wh=5_000)
     live.crash_at("http lago POST /events/batch", "after")

@@ -322,9 +322,20 @@ def _ledger_and_lago(
     for name, rows in held.items():
         event = ours.get(name)
         if event is None:
-            if elsewhere.get(name) not in {None, "void"}:
-                continue  # of another window
+            if elsewhere.get(name) not in {None, "void", "given_up"}:
+                continue  # of another window, or known not to count
             subscription = rows[0].external_subscription_id
+            if elsewhere.get(name) == "given_up":
+                yield Difference(
+                    "ledger and Lago",
+                    "turned_up",
+                    subscription,
+                    name,
+                    "It was given up, because Lago did not have it, and is in Lago after all.",
+                    "See in Lago whether an invoice counts it; if one does, write a credit note over it.",
+                )
+                lines.of(subscription, None).lago.add(1, 0)
+                continue
             yield Difference(
                 "ledger and Lago",
                 "unknown_to_ledger",

@@ -94,10 +94,16 @@ def read_ledger(source: str, from_: datetime, to: datetime, shown: Iterable[int]
 
 
 def states_of(transaction_ids: Sequence[str]) -> dict[str, str]:
-    """State of each usage event that the ledger knows, void ones included."""
+    """State of each usage event that the ledger knows, void ones included.
+
+    ``given_up`` and ``came_too_late`` for void ones that were sent: the second are known to be in Lago, where
+    a final invoice does not count them.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT transaction_id, state FROM usage_event WHERE transaction_id = ANY(%s)",
+            "SELECT transaction_id, CASE WHEN state <> 'void' OR given_up_at IS NULL THEN state"
+            " WHEN turned_up_at = given_up_at THEN 'came_too_late' ELSE 'given_up' END"
+            " FROM usage_event WHERE transaction_id = ANY(%s)",
             [list(transaction_ids)],
         )
         return dict(cursor.fetchall())
