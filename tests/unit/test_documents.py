@@ -61,7 +61,7 @@ def test_decisions_are_numbered_without_a_gap():
 def commands_of(parser, before=()):
     """Every command line of a parser, as tuples: ("sync",), ("mappings", "import"), ..."""
     subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    if not subparsers:
+    if before and not any(action.required for action in subparsers):
         yield before
     for action in subparsers:
         for name, parser_of_command in action.choices.items():
