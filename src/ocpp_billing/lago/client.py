@@ -236,7 +236,7 @@ class LagoClient:
         else. Such an id is looked up in the list, whose ``external_id`` filter older versions ignore;
         there it may cost all pages.
         """
-        if not _breaks_path(external_id):
+        if not breaks_path(external_id):
             found = self._find(_customer, "/customers/{}", external_id)
             return found.customer if found and found.customer.external_id == external_id else None
         params = [("external_id", external_id), ("search_term", external_id)]
@@ -421,7 +421,7 @@ class LagoClient:
         try:
             return self._get(decoder, route, customer, params=params)
         except errors.WrongAddress as error:
-            if not _breaks_path(customer):
+            if not breaks_path(customer):
                 raise
             raise errors.NotAddressable(
                 f"Lago cannot be asked for the usage of customer {customer!r}: it takes no dot or slash in a "
@@ -611,7 +611,8 @@ def _only(usage: wire.Usage, metric_code: str) -> wire.Usage:
     return msgspec.structs.replace(usage, charges_usage=usage.of_metric(metric_code))
 
 
-def _breaks_path(external_id: str) -> bool:
+def breaks_path(external_id: str) -> bool:
+    """Whether Lago takes a customer's id for another one in an address (up to v1.51): a dot or a slash."""
     return "." in external_id or "/" in external_id
 
 

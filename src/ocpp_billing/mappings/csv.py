@@ -12,10 +12,10 @@ from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.config import parse_instant
 from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.store import MappingError, create_mapping
-from ocpp_billing.spreadsheet import read_cell, write_cell
+from ocpp_billing.spreadsheet import csv_lines, read_cell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
@@ -24,13 +24,43 @@ if TYPE_CHECKING:
 COLUMNS = ["id_tag", "customer_id", "subscription_id", "valid_from", "valid_to", "active", "note"]
 
 
+@dataclass(frozen=True, slots=True)
+class ImportedLine:
+    """What became of a line, or would.
+
+    Attributes:
+        number: of the line in the file, the header being 1.
+        outcome: ``created``, ``unchanged`` or ``error``.
+        says: what is wrong with it; empty otherwise.
+        cells: as they stand in the file, by column.
+    """
+
+    number: int
+    outcome: str
+    says: str
+    cells: dict[str, str]
+
+
 @dataclass(slots=True)
 class ImportReport:
-    """What became of each line: ``created`` and ``unchanged`` are counts, ``errors`` (line, sentence)."""
+    """What became of each line, in the order of the file."""
 
-    created: int = 0
-    unchanged: int = 0
-    errors: list[tuple[int, str]] = field(default_factory=list)
+    lines: list[ImportedLine] = field(default_factory=list)
+
+    @property
+    def created(self) -> int:
+        """How many mappings were made."""
+        return sum(line.outcome == "created" for line in self.lines)
+
+    @property
+    def unchanged(self) -> int:
+        """How many lines said what the ledger already held."""
+        return sum(line.outcome == "unchanged" for line in self.lines)
+
+    @property
+    def errors(self) -> list[tuple[int, str]]:
+        """Number and sentence of each line that was left out."""
+        return [(line.number, line.says) for line in self.lines if line.outcome == "error"]
 
 
 def import_mappings(
@@ -69,7 +99,8 @@ def import_mappings(
     with transaction.atomic():
         for row in reader:
             if any((value or "").strip() for value in row.values() if isinstance(value, str)):
-                _import_line(report, reader.line_num, row, source=source, zone=zone, by=by, user=user)
+                line = _import_line(row, reader.line_num, source=source, zone=zone, by=by, user=user)
+                report.lines.append(line)
         transaction.set_rollback(dry_run)
     return report
 
@@ -80,19 +111,18 @@ def _without_bom(lines: Iterable[str]) -> Iterable[str]:
 
 
 def _import_line(
-    report: ImportReport,
-    line: int,
     row: dict[str | None, str | list[str] | None],
+    number: int,
     *,
     source: str,
     zone: ZoneInfo,
     by: str,
     user: User | None,
-) -> None:
+) -> ImportedLine:
+    cells = {name: read_cell(str(value or "")) for name, value in row.items() if name is not None}
     try:
         if None in row:
             raise MappingError(f"more than {len(COLUMNS)} cells; put text with commas into quotation marks.")
-        cells = {str(name): read_cell(str(value or "")) for name, value in row.items()}
         valid_from = _instant(cells, "valid_from", zone)
         if valid_from is None:
             raise MappingError("valid_from is empty: say from when the customer pays.")
@@ -108,8 +138,7 @@ def _import_line(
             active=active,
         )
         if known.exists():
-            report.unchanged += 1
-            return
+            return ImportedLine(number, "unchanged", "", cells)
         create_mapping(
             source=source,
             id_tag=cells["id_tag"],
@@ -124,9 +153,8 @@ def _import_line(
             user=user,
         )
     except MappingError as error:
-        report.errors.append((line, str(error)))
-    else:
-        report.created += 1
+        return ImportedLine(number, "error", str(error), cells)
+    return ImportedLine(number, "created", "", cells)
 
 
 def _instant(cells: dict[str, str], name: str, zone: ZoneInfo) -> datetime | None:
@@ -149,21 +177,28 @@ def _active(text: str) -> bool:
 
 def export_mappings(target: IO[str], *, source: str) -> int:
     """Write all mappings as CSV, in the form that :func:`import_mappings` reads; returns their number."""
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    number = 0
-    rows = TagMapping.objects.filter(id_tag__source=source).select_related("id_tag")
-    for mapping in rows.order_by("id_tag__folded", "valid_from").iterator():
+    number = -1  # the header
+    for line in mapping_lines(source):
+        target.write(line)
         number += 1
-        writer.writerow(
-            [
-                write_cell(mapping.id_tag.text),
-                write_cell(mapping.customer_external_id),
-                write_cell(mapping.subscription_external_id or ""),
-                mapping.valid_from.isoformat(),
-                "" if mapping.valid_to is None else mapping.valid_to.isoformat(),
-                "true" if mapping.active else "false",
-                write_cell(mapping.note),
-            ]
-        )
     return number
+
+
+def mapping_lines(source: str, seen: Callable[[str], str] = str) -> Iterator[str]:
+    """All mappings as lines of a CSV file, header first; ``seen``: a tag as whoever asks may see it."""
+    mappings = TagMapping.objects.filter(id_tag__source=source).select_related("id_tag")
+    return csv_lines(
+        COLUMNS,
+        (
+            (
+                seen(mapping.id_tag.text),
+                mapping.customer_external_id,
+                mapping.subscription_external_id or "",
+                mapping.valid_from,
+                mapping.valid_to,
+                mapping.active,
+                mapping.note,
+            )
+            for mapping in mappings.order_by("id_tag__folded", "valid_from").iterator()
+        ),
+    )

@@ -35,6 +35,7 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ANSWER_TIMEOUT_S = 2.0, 5.0, 10.0
 SEARCH_AGAIN_AFTER_S = 60
 AWAY_FOR_S = 15
 CUSTOMERS_PER_CALL = 100
+_AWAY = "lago-away"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def search_customers(
     unreachable = None
     if refresh or cache.get(asked) is None:
         try:
-            with _client(config, ask_now=refresh) as client:
+            with ask_lago(config, ask_now=refresh) as client:
                 page = client.customers(search or None, per_page=CUSTOMERS_PER_CALL)
             _keep(page.rows, clock.now())
             cache.set(asked, True, SEARCH_AGAIN_AFTER_S)
@@ -90,7 +91,7 @@ def refresh_customers(config: Config) -> int:
         LagoError: when Lago cannot be read to the end; what was read until then is kept.
     """
     began, number, page_number = clock.now(), 0, 1
-    with _client(config, ask_now=True) as client:
+    with ask_lago(config, ask_now=True) as client:
         while True:
             page = client.customers(page=page_number, per_page=CUSTOMERS_PER_CALL)
             _keep(page.rows, clock.now())
@@ -116,7 +117,7 @@ def subscriptions_of(config: Config, customer: str, *, refresh: bool = False) ->
     read_at = LagoCustomerRead.objects.filter(external_id=customer).values_list("read_at", flat=True).first()
     if refresh or read_at is None or read_at < now - FRESH_FOR:
         try:
-            with _client(config, ask_now=refresh) as client:
+            with ask_lago(config, ask_now=refresh) as client:
                 LagoDirectory(client, config.lago_metric_code).refresh({customer}, now)
         except LagoError as error:
             unreachable = _away(error)
@@ -134,7 +135,7 @@ def verify_payer(config: Config, customer: str, subscription: str | None) -> boo
         MappingError: when Lago says that there is no such customer or subscription.
     """
     try:
-        with _client(config, ask_now=False) as client:
+        with ask_lago(config, ask_now=False) as client:
             known = client.customer(customer)
             if known is None:
                 raise MappingError(
@@ -157,11 +158,8 @@ def verify_payer(config: Config, customer: str, subscription: str | None) -> boo
     return True
 
 
-_AWAY = "lago-away"
-
-
-def _client(config: Config, *, ask_now: bool) -> LagoClient:
-    """A client that gives up soon.
+def ask_lago(config: Config, *, ask_now: bool) -> LagoClient:
+    """A client that gives up soon: a person waits.
 
     Raises:
         LagoError: when Lago is not configured, or was away a moment ago and need not be asked now.

@@ -294,6 +294,37 @@ def note_mapping(mapping_id: int, *, note: str, by: str, user: User | None = Non
         return mapping
 
 
+def verify_mapping(mapping_id: int, *, by: str, user: User | None = None) -> TagMapping:
+    """Write down that Lago was asked and knows the customer and the subscription of a mapping.
+
+    Raises:
+        TagMapping.DoesNotExist: when there is none of that number.
+    """
+    with _changing():
+        mapping = _locked(mapping_id)
+        mapping.verified = True
+        mapping.save(update_fields=["verified", "updated_at"])
+        audit.record(
+            "mapping.verify",
+            user=user,
+            actor=by,
+            target=f"tag:{mapping.id_tag.text}",
+            before={"verified": False},
+            after={**_snapshot(mapping), "verified": True},
+        )
+        return mapping
+
+
+def has_events(mapping_id: int) -> bool:
+    """Whether a usage event exists by this mapping, so that it must stay to explain it."""
+    return (
+        apps.get_model("billing", "UsageEvent")
+        .objects.filter(decision__mapping_id=mapping_id)
+        .exclude(state="void")
+        .exists()
+    )
+
+
 def delete_mapping(mapping_id: int, *, by: str, user: User | None = None) -> None:
     """Remove a mapping that never led to a usage event. The audit keeps what it was.
 

@@ -16,7 +16,8 @@ class TagRow(NamedTuple):
     """A tag in a list.
 
     ``mapped`` is about the tag's own mapping now: ``active``, ``inactive`` or ``none`` (then a parent's
-    may hold). ``waiting_*`` are its sessions held because nobody is mapped to pay.
+    may hold), which ``mapping_id`` names. ``waiting_*`` are its sessions held because nobody is mapped to
+    pay.
     """
 
     tag_id: int
@@ -30,6 +31,7 @@ class TagRow(NamedTuple):
     customer: str | None
     waiting_sessions: int
     waiting_wh: int
+    mapping_id: int | None
 
 
 def list_tags(
@@ -56,7 +58,7 @@ def list_tags(
     bound: dict[str, Any] = {
         "source": source,
         "now": now,
-        "search": None if not search else f"%{_escaped(fold_id_tag(search))}%",
+        "search": None if not search else f"%{escape_like(fold_id_tag(search))}%",
         "end": None if end is None else end.lower(),
         "unmapped": unmapped,
         "after": after,
@@ -67,7 +69,24 @@ def list_tags(
         return [TagRow(*row) for row in cursor.fetchall()]
 
 
-def _escaped(text: str) -> str:
+class WaitingTotal(NamedTuple):
+    """Tags whose sessions wait for a mapping, and those sessions."""
+
+    tags: int
+    sessions: int
+    energy_wh: int
+
+
+def total_waiting(source: str) -> WaitingTotal:
+    """Everything that waits for a mapping."""
+    with connection.cursor() as cursor:
+        cursor.execute(_WAITING_TOTAL, {"source": source})
+        ((tags, sessions, energy_wh),) = cursor.fetchall()
+    return WaitingTotal(tags, sessions, energy_wh)
+
+
+def escape_like(text: str) -> str:
+    """A text as a pattern of LIKE that means nothing but itself."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
@@ -80,7 +99,7 @@ WITH waiting AS (
 )
 SELECT t.id, t.text, p.text, t.note, t.blocked, t.vanished_at, t.identity_conflict,
     CASE WHEN m.id IS NULL THEN 'none' WHEN m.active THEN 'active' ELSE 'inactive' END,
-    m.customer_external_id, coalesce(w.sessions, 0), coalesce(w.energy_wh, 0)
+    m.customer_external_id, coalesce(w.sessions, 0), coalesce(w.energy_wh, 0), m.id
 FROM id_tag t
 LEFT JOIN waiting w ON w.id_tag_id = t.id
 LEFT JOIN tag_mapping m ON m.id_tag_id = t.id AND m.valid_from <= %(now)s
@@ -95,4 +114,10 @@ WHERE t.source_id = %(source)s
   AND (NOT %(unmapped)s OR w.sessions > 0)
   AND t.id > %(after)s
 ORDER BY CASE WHEN %(unmapped)s THEN w.energy_wh END DESC, t.id LIMIT %(limit)s
+"""
+
+_WAITING_TOTAL = """
+SELECT count(DISTINCT id_tag_id), count(*), coalesce(sum(greatest(energy_wh, 0)), 0)::bigint
+FROM charging_session
+WHERE source_id = %(source)s AND state = 'held' AND reason IN ('unmapped_tag', 'mapping_inactive')
 """
