@@ -28,11 +28,15 @@ OPEN = {
 }
 PAGES = [
     "/",
-    "/setup",
-    "/sync",
+    "/accounts/logout/",
     "/accounts/password/change/",
     "/accounts/reauthenticate/",
-    "/accounts/logout/",
+    "/mappings",
+    "/mappings/import",
+    "/mappings/new",
+    "/mappings/new?tag=TAG-7",
+    "/setup",
+    "/sync",
 ]
 OPEN_PAGES = ["/accounts/login/", "/accounts/signup/", "/accounts/inactive/"]
 

@@ -39,6 +39,7 @@ class MenuEntry:
 MENU: dict[str | Promise, list[MenuEntry]] = {
     "": [
         MenuEntry(_("Dashboard"), "layout-dashboard", "portal:dashboard"),
+        MenuEntry(_("Mappings"), "tags", "portal:mappings"),
         MenuEntry(_("Sync"), "refresh", "portal:runs"),
     ],
     _("Settings"): [

@@ -1,0 +1,95 @@
+// Fields that offer what the server finds while one types: an editable combobox with a list, after the
+// pattern of the ARIA authoring practices. Without this script each is a plain field with a "Find" button.
+(() => {
+  const PAUSE_MS = 200;
+  let number = 0;
+
+  const enhance = (box) => {
+    const input = box.querySelector("input");
+    if (input === null || box.dataset.ready) return;
+    box.dataset.ready = "yes";
+    number += 1;
+    const list = document.createElement("ul");
+    list.id = `options-${number}`;
+    list.className = "options";
+    list.hidden = true;
+    list.setAttribute("role", "listbox");
+    list.setAttribute("aria-label", box.querySelector("label").textContent.trim());
+    const says = document.createElement("p");
+    says.className = "visually-hidden";
+    says.setAttribute("role", "status");
+    input.after(list);
+    list.after(says);
+    input.removeAttribute("list");
+    for (const [name, value] of [
+      ["role", "combobox"], ["aria-autocomplete", "list"], ["aria-expanded", "false"], ["aria-controls", list.id],
+    ]) input.setAttribute(name, value);
+
+    let waiting = null;
+    const options = () => [...list.querySelectorAll("[role=option]")];
+    const current = () => list.querySelector("[aria-selected=true]");
+    const close = () => {
+      clearTimeout(waiting);
+      list.hidden = true;
+      input.setAttribute("aria-expanded", "false");
+      input.removeAttribute("aria-activedescendant");
+    };
+    const mark = (option) => {
+      current()?.removeAttribute("aria-selected");
+      input.removeAttribute("aria-activedescendant");
+      if (!option) return;
+      option.setAttribute("aria-selected", "true");
+      option.scrollIntoView({ block: "nearest" });
+      input.setAttribute("aria-activedescendant", option.id);
+    };
+    const open = async () => {
+      const asked = input.value;
+      const name = input.name;
+      await htmx.ajax("GET", box.dataset.combobox, { target: list, swap: "innerHTML", values: { [name]: asked } });
+      if (document.activeElement !== input || input.value !== asked) return;
+      says.textContent = list.querySelector(".options-says")?.textContent ?? "";
+      list.hidden = false;
+      input.setAttribute("aria-expanded", "true");
+      mark(null);
+    };
+    const choose = (option) => {
+      input.value = option.dataset.value;
+      close();
+      input.dispatchEvent(new Event("change", { bubbles: true }));
+    };
+
+    input.addEventListener("input", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(open, PAUSE_MS);
+    });
+    input.addEventListener("click", () => list.hidden && open());
+    input.addEventListener("blur", close);
+    input.addEventListener("keydown", async (event) => {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (step) {
+        event.preventDefault();
+        if (list.hidden) await open();
+        const all = options();
+        if (all.length === 0) return;
+        const at = all.indexOf(current());
+        mark(all[at < 0 ? (step > 0 ? 0 : all.length - 1) : (at + step + all.length) % all.length]);
+      } else if (event.key === "Enter" && !list.hidden && current()) {
+        event.preventDefault();
+        choose(current());
+      } else if (event.key === "Escape" && !list.hidden) {
+        event.preventDefault();
+        close();
+      }
+    });
+    // Before the field loses focus to the list.
+    list.addEventListener("mousedown", (event) => {
+      event.preventDefault();
+      const option = event.target.closest("[role=option]");
+      if (option) choose(option);
+    });
+  };
+
+  const enhanceAll = () => document.querySelectorAll("[data-combobox]").forEach(enhance);
+  document.addEventListener("htmx:afterSwap", enhanceAll);
+  enhanceAll();
+})();
