@@ -11,6 +11,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.balance import Amount
 from ocpp_billing.billing.models import DeliveryControl
+from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.charging.models import Source
 from ocpp_billing.effects import effect
 
@@ -230,20 +231,14 @@ def _set_live_from(control: DeliveryControl, live_from: datetime, by: str) -> No
     control.save(update_fields=["live_from", "live_set_at", "live_set_by"])
     bound: dict[str, Any] = {"source": control.source_id, "live_from": live_from}
     with connection.cursor() as cursor:
-        cursor.execute(_ASK_AGAIN, bound)
+        ask_again(cursor, _CHANGED_BY_START, bound)
 
 
 # Whatever the new instant can change: what is queued or held from before it, and what an earlier one
 # had excluded. What Lago may know stays as it is.
-_ASK_AGAIN = """
-UPDATE charging_session SET needs_decision = true, asked = asked + 1
-WHERE id IN (
-    -- In the order in which decisions lock them, so that neither waits for the other in a ring.
-    SELECT id FROM charging_session
-    WHERE source_id = %(source)s AND stopped_at IS NOT NULL AND superseded_at IS NULL
-      AND ((state IN ('held', 'queued') AND stopped_at < %(live_from)s) OR reason = 'before_go_live')
-    ORDER BY id FOR UPDATE
-)
+_CHANGED_BY_START = """
+s.source_id = %(source)s AND s.stopped_at IS NOT NULL AND s.superseded_at IS NULL
+AND ((s.state IN ('held', 'queued') AND s.stopped_at < %(live_from)s) OR s.reason = 'before_go_live')
 """
 
 _PREVIEW = """

@@ -14,6 +14,7 @@ import msgspec
 from django.db import connection
 
 from ocpp_billing.billing.balance import STATE_RANK_SQL
+from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.lago.directory import FRESH_FOR
 from ocpp_billing.lago.wire import UsageEvent
 from ocpp_billing.sync.database import Fence, fenced_transaction
@@ -160,8 +161,7 @@ def set_aside_unbilled(source: str, now: datetime, contract: Contract, fence: Fe
         for statement in (_HOLD_UNBILLED_MOVES, _QUEUE_AGAIN):
             cursor.execute(statement, bound)
             restate_sessions(cursor, [session_id for (session_id,) in cursor.fetchall()])
-        cursor.execute(_REDECIDE_UNBILLED, bound)
-        return int(cursor.rowcount)
+        return ask_again(cursor, _UNBILLED, bound)
 
 
 def claim_attempted_unbilled(
@@ -380,9 +380,8 @@ EXISTS (SELECT 1 FROM lago_customer_read c
 
 # The session asks for a new decision, which finds the event still unattempted, voids it and holds the
 # session as late, or builds the event anew for the row that is open.
-_REDECIDE_UNBILLED = f"""
-UPDATE charging_session s SET needs_decision = true, asked = asked + 1
-WHERE s.id IN (
+_UNBILLED = f"""
+s.id IN (
     SELECT e.session_id FROM usage_event e
     WHERE {_DUE} AND e.attempts = 0 AND e.kind <> 'move' AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
 )

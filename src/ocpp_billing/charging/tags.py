@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.charging.fold import fold_id_tag
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def ask_again_for_tags(cursor: Any, tag_ids: Sequence[int]) -> int:
     """
     if not tag_ids:
         return 0
-    cursor.execute(_ASK_AGAIN, {"tag_ids": list(tag_ids)})
-    return int(cursor.rowcount)
+    return ask_again(cursor, _UNSENT_OF_FAMILY, {"tag_ids": list(tag_ids)})
 
 
 _CREATE_LISTED = """
@@ -104,18 +104,18 @@ ON CONFLICT (id_tag_id, seen_from) DO NOTHING
 RETURNING id_tag_id
 """
 
-_ASK_AGAIN = """
-WITH RECURSIVE family AS (
-    SELECT unnest(%(tag_ids)s::bigint[]) AS id
-    UNION
-    SELECT h.id_tag_id FROM id_tag_parent h JOIN family ON h.parent_id = family.id
+# Sessions of these tags and of all tags that ever were below them.
+OF_FAMILY = """
+s.id_tag_id IN (
+    WITH RECURSIVE family AS (
+        SELECT unnest(%(tag_ids)s::bigint[]) AS id
+        UNION
+        SELECT h.id_tag_id FROM id_tag_parent h JOIN family ON h.parent_id = family.id
+    )
+    SELECT id FROM family
 )
-UPDATE charging_session SET needs_decision = true, asked = asked + 1
-WHERE id IN (
-    -- In the order in which decisions lock them, so that neither waits for the other in a ring.
-    SELECT id FROM charging_session
-    WHERE id_tag_id IN (SELECT id FROM family) AND superseded_at IS NULL
-      AND (stopped_at IS NOT NULL OR reading_stopped_at IS NOT NULL) AND state IN ('held', 'queued')
-    ORDER BY id FOR UPDATE
-)
+"""
+_UNSENT_OF_FAMILY = f"""
+{OF_FAMILY} AND s.superseded_at IS NULL
+AND (s.stopped_at IS NOT NULL OR s.reading_stopped_at IS NOT NULL) AND s.state IN ('held', 'queued')
 """

@@ -12,8 +12,7 @@ The rules come from Lago's behaviour from v1.30 to v1.51:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -132,31 +131,6 @@ class Unknown:
 
 
 Outcome: TypeAlias = Accepted | Rejected | Unauthorised | RateLimited | Refused | Unknown
-
-
-class Verdict(Enum):
-    """What an outcome says about one event of the batch."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    UNKNOWN = "unknown"
-
-
-def verdicts(outcome: Outcome, count: int) -> tuple[Verdict, ...]:
-    """What an outcome says about each of the ``count`` events sent, in the order sent.
-
-    A rejected event whose error ``already_exists`` was stored before and is to be verified. Events of a
-    batch that was refused as a whole are unknown: nothing was said about any of them.
-    """
-    match outcome:
-        case Accepted():
-            return (Verdict.ACCEPTED,) * count
-        case Rejected(errors=errors):
-            return tuple(Verdict.REJECTED if i in errors else Verdict.UNKNOWN for i in range(count))
-        case Unauthorised() | RateLimited() | Refused() | Unknown():
-            return (Verdict.UNKNOWN,) * count
-        case _:  # pragma: no cover - mypy proves that nothing gets here
-            assert_never(outcome)
 
 
 def classify(

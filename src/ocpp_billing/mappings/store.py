@@ -10,9 +10,10 @@ from django.apps import apps
 from django.db import IntegrityError, connection, transaction
 
 from ocpp_billing.accounts import audit
+from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.models import IdTag, Source
-from ocpp_billing.charging.tags import ask_again_for_tags
+from ocpp_billing.charging.tags import OF_FAMILY, ask_again_for_tags
 from ocpp_billing.effects import effect
 from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.resolve import MappingInterval, ParentSighting
@@ -336,7 +337,7 @@ def delete_mapping(mapping_id: int, *, by: str, user: User | None = None) -> Non
         mapping = _locked(mapping_id)
         # First the sessions, then the mapping: a decision that is being written either is finished and
         # seen below, or finds its session asked anew and starts over. It never points at what is gone.
-        cursor.execute(_ASK_ALL_UNDECIDED, [mapping.id_tag_id])
+        ask_again(cursor, _UNDECIDED_OF_FAMILY, {"tag_ids": [mapping.id_tag_id]})
         ask_again_for_tags(cursor, [mapping.id_tag_id])
         if _events(mapping).exclude(state="void").exists():
             raise MappingConflictError(
@@ -443,15 +444,7 @@ def _snapshot(mapping: TagMapping) -> dict[str, Any]:
 
 
 # Sessions that are neither held nor queued, but wait for a decision all the same.
-_ASK_ALL_UNDECIDED = """
-WITH RECURSIVE family AS (
-    SELECT %s::bigint AS id
-    UNION
-    SELECT h.id_tag_id FROM id_tag_parent h JOIN family ON h.parent_id = family.id
-)
-UPDATE charging_session SET asked = asked + 1
-WHERE id_tag_id IN (SELECT id FROM family) AND needs_decision
-"""
+_UNDECIDED_OF_FAMILY = f"{OF_FAMILY} AND s.needs_decision"
 
 # Every tag asked for and every ancestor appears, with one row per sighting of a parent (or none).
 _FAMILY_PARENTS = """

@@ -10,6 +10,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.decide import DecisionPolicy
 from ocpp_billing.billing.rules import Limits
+from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.sync.database import fenced_transaction
 from ocpp_billing.sync.reading import store_progress
 
@@ -56,7 +57,7 @@ def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> N
         else:
             states, reasons = ["held"], WAITS_FOR_LAGO
         bound = {"source": config.steve_source, "states": states, "reasons": reasons}
-        cursor.execute(_ASK_AGAIN, bound)
+        ask_again(cursor, _IN_STATES, bound)
         progress |= {"settings": settings, "asked_again_on": today}
         store_progress(cursor, config.steve_source, progress)
 
@@ -69,8 +70,7 @@ WAITS_FOR_LAGO: list[str] | None = [
     "refund_by_credit_note",
 ]
 
-_ASK_AGAIN = """
-UPDATE charging_session SET needs_decision = true, asked = asked + 1
-WHERE source_id = %(source)s AND state = ANY(%(states)s) AND NOT needs_decision
-  AND (%(reasons)s::text[] IS NULL OR reason = ANY(%(reasons)s::text[]))
+_IN_STATES = """
+s.source_id = %(source)s AND s.state = ANY(%(states)s) AND NOT s.needs_decision
+AND (%(reasons)s::text[] IS NULL OR s.reason = ANY(%(reasons)s::text[]))
 """
