@@ -65,6 +65,7 @@ class Books:
         self.invoices: list[Invoice] = []
         self.fees: list[Fee] = []
         self._due: list[tuple[datetime, int, Subscription]] = []
+        self._watched = 0  # those due at the same time act in the order in which they were watched
         self._periodic: dict[tuple[str, datetime, str], Invoice] = {}
         self._advance_series: set[tuple[str, str]] = set()
         self._advance_ids: set[str] = set()
@@ -84,7 +85,8 @@ class Books:
 
     def _watch(self, row: Subscription) -> None:
         if row.due_at is not None:
-            heapq.heappush(self._due, (row.due_at, id(row), row))
+            heapq.heappush(self._due, (row.due_at, self._watched, row))
+            self._watched += 1
 
     def _act(self, row: Subscription, at: datetime) -> None:
         if row.status == "pending":
