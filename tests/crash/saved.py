@@ -58,7 +58,7 @@ class SavedWorld:
     """The ledger, StEvE, Lago and the clock as they are now."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        self.world = world
         self._now = world.clock.now()
         self._settings = dict(world.settings)
         self._registers = dict(world._registers)
@@ -68,7 +68,7 @@ class SavedWorld:
 
     def restore(self) -> None:
         """Make the world what it was."""
-        world = self._world
+        world = self.world
         world.clock.set(self._now)
         world.settings.clear()
         world.settings.update(self._settings)
@@ -87,12 +87,12 @@ class SavedWorld:
         self._ledger.drop()
 
     def _read_systems(self) -> Any:
-        steve, lago = self._world.steve, self._world.lago
+        steve, lago = self.world.steve, self.world.lago
         return (steve.central, steve.api, steve._snapshots), (lago.books, lago.api)
 
     def _copied(self, systems: Any) -> Any:
         """A deep copy of what the servers hold; the servers themselves and their locks stay who they are."""
-        steve, lago = self._world.steve, self._world.lago
+        steve, lago = self.world.steve, self.world.lago
         stays = (steve, lago, steve.lock, lago.lock)
         return copy.deepcopy(systems, {id(part): part for part in stays})
 

@@ -1,0 +1,54 @@
+"""Lago does whatever it can, in any order, and our process dies anywhere: nothing is lost, nothing doubled."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.crash.lago_side import LagoSide, prepare
+from tests.crash.saved import saved
+
+STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
+EXAMPLES, STEPS = 8, 20
+EXAMPLES_LONG, STEPS_LONG = 1_000, 40
+
+# What was found is not made smaller: that takes minutes, and the steps are printed as they are.
+PHASES = (Phase.explicit, Phase.generate)
+
+
+def play(world, number, examples, steps):
+    """Let hypothesis play; the seed is printed, and repeats it."""
+    sys.stdout.write(f"seed {number}\n")
+    prepare(world)
+    with saved(world) as start:
+        run_state_machine_as_test(
+            seed(number)(lambda: LagoSide(start)),
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                database=None,
+                print_blob=True,
+                phases=PHASES,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_whatever_lago_does_every_watt_hour_is_billed_once_or_held(world, store, record_property):
+    record_property("seed", 1)
+    play(world, 1, EXAMPLES, STEPS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("store", STORES)
+def test_whatever_lago_does_for_long(world, store, record_property):
+    number = random.SystemRandom().randrange(2**32)
+    record_property("seed", number)
+    play(world, number, EXAMPLES_LONG, STEPS_LONG)
