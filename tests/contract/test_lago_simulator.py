@@ -1209,6 +1209,17 @@ def test_an_id_is_charged_in_advance_once_in_the_whole_organisation(start):
     assert [entry.get("reason") for entry in simulator.ledger()] == [None, "not_billed_in_advance"]
 
 
+def test_an_event_that_was_charged_in_advance_stays_charged_when_it_is_overwritten(start):
+    simulator, client = start("clickhouse", plan={"pay_in_advance_charge": True})
+    for _ in range(2):
+        client.send(event("tx"))
+    assert len(fees_of(client)) == 1
+    assert [entry.get("reason", entry["state"]) for entry in simulator.ledger()] == [
+        "paid_in_advance",
+        "not_billed_in_advance",
+    ]
+
+
 def test_milliseconds_are_never_charged_in_advance_either(start):
     simulator, client = start(plan={"pay_in_advance_charge": True})
     assert client.send(event("tx", at=int(NOON.timestamp() * 1000)))[0] == 200

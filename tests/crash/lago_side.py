@@ -70,8 +70,9 @@ ROUTES = (
 )
 # More boundaries than a run passes: some deaths never come.
 BOUNDARIES = 150
-RUNS_TO_REST = 10
-BETWEEN_RESTING_RUNS = timedelta(minutes=31)
+# Until nothing is under way any more: retries come back, then invoices that Lago hides are final after a day.
+HALF_AN_HOUR, A_DAY = timedelta(minutes=31), timedelta(hours=25)
+UNTIL_REST = (HALF_AN_HOUR, HALF_AN_HOUR, HALF_AN_HOUR, A_DAY, HALF_AN_HOUR, A_DAY, HALF_AN_HOUR)
 
 
 @dataclass
@@ -316,6 +317,16 @@ class LagoSide(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(self._stopped()))
         self._run(Disturbed(at, lambda: self._change_stop(number, energy_wh)))
 
+    @rule(at=st.integers(0, BOUNDARIES))
+    def a_request_arrives_late_meanwhile(self, at: int) -> None:
+        """In the middle of a run: of the batch that is just being sent, Lago has one event then."""
+
+        def arrive() -> None:
+            for payload in self._attempted()[-1:]:
+                self._arrive(payload)
+
+        self._run(Disturbed(at, arrive))
+
     @rule(customer=CUSTOMER, change=CHANGE, at=st.integers(0, BOUNDARIES))
     def a_subscription_changes_meanwhile(self, customer: str, change: str, at: int) -> None:
         """In the middle of a run."""
@@ -393,8 +404,8 @@ class LagoSide(RuleBasedStateMachine):
         """All is well again, and time passes: nothing is left to do, and everything adds up."""
         try:
             self._heal()
-            for _ in range(RUNS_TO_REST):
-                self.world.clock.advance(BETWEEN_RESTING_RUNS)
+            for pause in UNTIL_REST:
+                self.world.clock.advance(pause)
                 self.world.sync()
                 if not under_way(self.world):
                     break

@@ -37,8 +37,6 @@ def fate(books: Books, event: StoredEvent, now: datetime) -> dict[str, Any]:
         invoiced) with the same without an invoice; ``waiting`` (its period has not begun);
         ``never`` with ``reason``.
     """
-    if event.replaced_us is not None:
-        return _never("overwritten")
     if event.fees:
         fee = event.fees[-1]
         return {
@@ -48,6 +46,8 @@ def fate(books: Books, event: StoredEvent, now: datetime) -> dict[str, Any]:
             "to": iso_seconds(fee.ends),
             "invoice_lago_id": None if fee.invoice is None else fee.invoice.lago_id,
         }
+    if event.replaced_us is not None:
+        return _never("overwritten")  # charged before that, it stays charged: its successor is not
     if event.subscription is None:
         return _never("no_subscription_given")
     rows = books.by_external_id.get(event.subscription, [])
