@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from ocpp_billing.billing import control
+from ocpp_billing.billing import control, review
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow, Source
 from ocpp_billing.simulators.steve import Sample
 from ocpp_billing.simulators.steve_recording import recording_offset
@@ -398,6 +398,46 @@ def test_row_37_a_number_that_now_means_another_tag_bills_nobody_else(live):
         "carol": 300,
     }
     live.assert_conserved()
+
+
+@every_release
+def test_row_37_a_tag_that_was_deleted_and_made_again_is_held_from_its_first_session_on(live):
+    live.session("TAG-BOB", "CP-2", energy_wh=10)
+    first = live.session("TAG-ALICE", energy_wh=1_000)
+    live.sync()
+    live.session("TAG-BOB", "CP-2", energy_wh=20)
+    live.steve.delete_tag("TAG-ALICE")
+    new = live.session("TAG-ALICE", energy_wh=70)  # StEvE makes the tag anew; whose is it now?
+    live.sync()  # long before the list of tags is read again
+    assert live.steve_calls("/ocppTags") == live.steve_calls("/ocppTags")[:1]
+    assert live.state_of(new) == ("held", "identity_conflict")
+    assert live.state_of(first) == ("confirmed", None)
+    assert "number" in live.words_about(new)
+    review.acknowledge_identity(IdTag.objects.get(text="TAG-ALICE").pk, note="the same card", by="test")
+    live.clock.advance(2 * HOUR)
+    live.sync()
+    assert live.state_of(new) == ("confirmed", None)
+    assert live.lago_wh("sub-alice") == 1_070
+    live.assert_conserved()
+
+
+@pytest.mark.parametrize("release", ["3.7.1", "3.14.1"])
+def test_row_37_what_waits_to_be_sent_is_held_when_its_tag_becomes_doubtful(live):
+    live.session("TAG-BOB", "CP-2", energy_wh=10)
+    live.sync()
+    live.pause()
+    waiting = live.session("TAG-ALICE", energy_wh=1_000)
+    live.sync()
+    assert live.state_of(waiting) == ("queued", None)
+    live.session("TAG-BOB", "CP-2", energy_wh=20)
+    live.steve.delete_tag("TAG-ALICE")
+    live.steve.add_tag("TAG-ALICE")
+    live.clock.advance(2 * HOUR)
+    live.sync()
+    live.resume()
+    live.sync()
+    assert live.state_of(waiting) == ("held", "identity_conflict")
+    assert live.lago_wh("sub-alice") == 0
 
 
 # -- 25: the recorded sessions ---------------------------------------------------------------------------

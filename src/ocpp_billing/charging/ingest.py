@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.tags import ask_again_for_tags
 from ocpp_billing.steve.wire import fingerprint
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def ingest_transactions(
         cursor.execute(_SUPERSEDE, bound)
     cursor.execute(_FIND_STRANGERS, {"source": source})
     counts.strangers = [steve_id for (steve_id,) in cursor.fetchall()]
+    cursor.execute(_FIND_RENUMBERED_TAGS, {"source": source})
+    ask_again_for_tags(cursor, [tag_id for (tag_id,) in cursor.fetchall()])
     cursor.execute(_KEEP_STOPS, {"source": source})
     cursor.execute(_UPSERT, {"source": source, "now": now})
     counts.discovered, counts.changed = cursor.fetchone()
@@ -231,8 +234,7 @@ _COPY_TYPES = [
     *("timestamptz", "int8", "timestamptz", "int8", "text", "text", "text", "timestamptz"),
 ]
 
-# A tag is known once, in the spelling first seen; StEvE's pk is remembered, and a change of it is a
-# fact for the reading of tags to judge.
+# A tag is known once, in the spelling first seen.
 _INSERT_TAGS = """
 INSERT INTO id_tag (source_id, folded, text, steve_pk, first_seen_at)
 SELECT DISTINCT ON (folded) %(source)s, folded, id_tag, id_tag_pk, %(now)s
@@ -257,6 +259,16 @@ DELETE FROM incoming USING charging_session s
 WHERE s.source_id = %(source)s AND s.steve_id = incoming.steve_id AND s.superseded_at IS NULL
   AND s.fingerprint <> incoming.fingerprint
 RETURNING incoming.steve_id
+"""
+
+# Deleted and made anew, or another StEvE's: the text is the same, whose tag it is now is not known. The list
+# of tags would say so, too, but it is read rarely, and these sessions are about to be billed.
+_FIND_RENUMBERED_TAGS = """
+UPDATE id_tag t SET steve_pk = i.id_tag_pk, identity_conflict = coalesce(t.identity_conflict,
+    'StEvE now shows tag ' || i.id_tag || ' as number ' || i.id_tag_pk || '; it was ' || t.steve_pk)
+FROM (SELECT DISTINCT ON (folded) folded, id_tag, id_tag_pk FROM incoming ORDER BY folded, steve_id DESC) i
+WHERE t.source_id = %(source)s AND t.folded = i.folded AND t.steve_pk <> i.id_tag_pk
+RETURNING t.id
 """
 
 # StEvE takes no stop back; one that came back from a backup has forgotten it. What we know stays, and so

@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from ocpp_billing.steve.wire import Tag
 
 
-def ingest_tags(cursor: Any, source: str, tags: Sequence[Tag], now: datetime) -> int:
+def ingest_tags(cursor: Any, source: str, tags: Sequence[Tag], now: datetime) -> None:
     """Write StEvE's list of tags into the ledger; call within a transaction.
 
     A tag that is no longer listed is flagged, never removed. A change of parent is a new row of history.
     The same text under another pk, or the same pk with another text, is an identity conflict: StEvE was
     migrated or restored, or a tag was deleted and made again for somebody else.
 
-    Returns:
-        How many tags changed their parent or identity, so that sessions are to be decided again.
+    Sessions of tags that changed their parent or identity are decided again.
     """
     cursor.execute(_CREATE_LISTED)
     with cursor.copy("COPY listed_tag FROM STDIN (FORMAT BINARY)") as copy:
@@ -32,13 +31,12 @@ def ingest_tags(cursor: Any, source: str, tags: Sequence[Tag], now: datetime) ->
             copy.write_row((tag.pk, fold_id_tag(tag.id_tag), tag.id_tag, parent, tag.is_blocked, tag.note))
     bound = {"source": source, "now": now}
     cursor.execute(_FIND_CONFLICTS, bound)
-    conflicts = cursor.rowcount
+    changed = {tag_id for (tag_id,) in cursor.fetchall()}
     cursor.execute(_UPSERT_TAGS, bound)
     cursor.execute(_MARK_VANISHED, bound)
     cursor.execute(_RECORD_PARENTS, bound)
-    moved = [tag_id for (tag_id,) in cursor.fetchall()]
-    ask_again_for_tags(cursor, moved)
-    return int(conflicts) + len(moved)
+    changed |= {tag_id for (tag_id,) in cursor.fetchall()}
+    ask_again_for_tags(cursor, sorted(changed))
 
 
 def ask_again_for_tags(cursor: Any, tag_ids: Sequence[int]) -> int:
@@ -69,6 +67,7 @@ FROM (
     )
 ) conflict
 WHERE t.id = conflict.id AND t.identity_conflict IS NULL
+RETURNING t.id
 """
 
 _UPSERT_TAGS = """
