@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 
@@ -76,6 +78,14 @@ def pytest_terminal_summary(terminalreporter):
     if killed:
         seeds = ", ".join(str(each["seed"]) for each in killed)
         terminalreporter.write_line(f"kills: {sum(each['kills'] for each in killed)}, seeds {seeds}")
+    played = [each for each in properties if "stateful_seed" in each]
+    if played:
+        outcomes = Counter()
+        for each in played:
+            outcomes.update(each.get("stateful_outcomes", {}))
+        seeds = ", ".join(str(seed) for seed in sorted({each["stateful_seed"] for each in played}))
+        counted = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
+        terminalreporter.write_line(f"operators' days: seeds {seeds}; sessions ended {counted}")
 
 
 CRASH_COUNTS = ("crash_plays", "crash_plays_twice", "crash_boundaries")
