@@ -128,6 +128,7 @@ class Oracle:
             if not listed and name not in shown:
                 continue
             if self.numbers.setdefault(name, number) != number:
+                self.numbers[name] = number
                 self.doubtful.add(name)
             if listed:
                 parent = None if tag.parent_pk is None else one_tag(tags[tag.parent_pk].id_tag)
