@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.db import OperationalError
@@ -11,6 +11,7 @@ from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.billing.balance import prove_balance
 from ocpp_billing.portal import monitoring
 from ocpp_billing.sync.models import SyncStep
 from tests.portal import ledger
@@ -86,10 +87,24 @@ def test_ready_says_so_with_the_worker_and_the_balance(client, now):
 
     assert body["status"] == "ready"
     assert body["worker"]["alive"] is True
-    assert body["balance"] == {
-        "read": {"sessions": 1, "energy_wh": 1_500},
-        "unexplained": {"sessions": 0, "energy_wh": 0},
-    }
+    balance = body["balance"]
+    assert balance["read"] == sum_of(balance["states"]) == {"sessions": 1, "energy_wh": 1_500}
+    assert balance["unexplained"] == {"sessions": 0, "energy_wh": 0}
+    assert balance["proved_at"] is None  # nobody has yet
+
+
+def sum_of(amounts):
+    return {name: sum(amount[name] for amount in amounts.values()) for name in ("sessions", "energy_wh")}
+
+
+def test_ready_says_when_the_balance_was_last_proved(client, now):
+    ledger.add_worker(now)
+    proved_at = prove_balance("main").proved_at
+
+    body = client.get("/readyz", **HERE).json()
+
+    said_at = datetime.fromisoformat(body["balance"]["proved_at"])
+    assert abs(said_at - proved_at) < timedelta(milliseconds=1)
 
 
 def test_not_ready_while_the_schema_is_of_another_version(client):

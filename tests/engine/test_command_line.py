@@ -12,7 +12,7 @@ import pytest
 from django.db import connection
 
 from ocpp_billing.accounts.models import AuditEntry, User
-from ocpp_billing.billing.models import DeliveryControl
+from ocpp_billing.billing.models import BalanceProof, DeliveryControl
 from ocpp_billing.cli import main
 from ocpp_billing.mappings.models import TagMapping
 from tests.engine.processes import run_command, running, test_database_url
@@ -93,7 +93,8 @@ def test_sync_and_balance_print_json_of_a_fixed_shape(live, command):
     assert balanced.returncode == 0
     balance = json.loads(balanced.stdout)
     nothing = {"sessions": 0, "energy_wh": 0}
-    assert list(balance) == ["read", "states", "reasons", "negative", "malformed", "unexplained"]
+    assert list(balance) == ["read", "states", "reasons", "negative", "malformed", "unexplained", "proved_at"]
+    assert datetime.fromisoformat(balance.pop("proved_at")) == BalanceProof.objects.latest("id").proved_at
     assert list(balance["states"]) == STATES
     filled = {
         "held": {"sessions": 1, "energy_wh": 700},

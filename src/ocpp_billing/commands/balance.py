@@ -54,14 +54,17 @@ def balance(config: Config, args: argparse.Namespace) -> int:
         elif args.prove:
             _print_proof(config, as_json=args.json)
         else:
-            from ocpp_billing.billing.balance import read_balance
-            from ocpp_billing.report import format_balance
+            from ocpp_billing.billing.balance import last_proof, read_balance
+            from ocpp_billing.report import format_balance, format_proof
 
-            result = read_balance(config.steve_source)
+            result, proof = read_balance(config.steve_source), last_proof(config.steve_source)
             if args.json:
-                out_json(result.to_json())
+                proved_at = None if proof is None else proof.proved_at.isoformat()
+                out_json({**result.to_json(), "proved_at": proved_at})
             else:
                 out(format_balance(result))
+                if proof is not None:
+                    out("\n" + format_proof(proof))
     return DONE
 
 

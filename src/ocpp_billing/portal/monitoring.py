@@ -22,7 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ocpp_billing import clock
 from ocpp_billing.api.auth import may_monitor
 from ocpp_billing.api.errors import ApiError, error_response
-from ocpp_billing.billing.balance import counted_balance
+from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.log import get_logger
 from ocpp_billing.metrics import read_metrics
 from ocpp_billing.sync.liveness import worker_alive
@@ -88,7 +88,7 @@ def _migrations_of_this_version() -> list[tuple[str, str]]:
 def _details() -> dict[str, Any]:
     source = settings.CONFIG.steve_source
     worker = worker_alive(source, clock.now())
-    balance = counted_balance(source)
+    proof = last_proof(source)
     return {
         "worker": {
             "alive": worker.alive,
@@ -96,5 +96,9 @@ def _details() -> dict[str, Any]:
             "next_run_at": worker.next_run_at,
             "last_completed_at": worker.last_completed,
         },
-        "balance": {"read": balance.read.to_json(), "unexplained": balance.unexplained.to_json()},
+        # The same as /api/balance.
+        "balance": {
+            **counted_balance(source).to_json(),
+            "proved_at": None if proof is None else proof.proved_at,
+        },
     }
