@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from ocpp_billing.billing import control, review
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow, Source
+from ocpp_billing.simulators.server import Fault
 from ocpp_billing.simulators.steve import Sample
 from ocpp_billing.simulators.steve_recording import recording_offset
+from ocpp_billing.sync.models import SyncLog
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 RELEASES = ["3.7.1", "3.9.0", "3.10", "3.11", "3.12", "3.14.1"]
@@ -574,6 +577,37 @@ def start_on_an_old_history(world, count):
 @pytest.mark.parametrize("release", ["3.7.1", "3.9.0", "3.14.1"])
 def test_row_33_a_first_start_on_an_old_history_sends_nothing_of_it(world):
     start_on_an_old_history(world, 2_000)
+
+
+def windows_of(live):
+    """The windows of time that StEvE was asked for, newest first, but for the one of every cycle."""
+    asked = [parse_qs(urlsplit(path).query) for path in live.steve_calls("from=")]
+    windows = [(query["from"][0], query["to"][0]) for query in asked]
+    return [window for window in windows if window[1] > "2038" or window[1] < live.clock.now().isoformat()]
+
+
+@every_release
+def test_row_33_a_first_read_of_the_history_goes_on_where_it_broke_off(live):
+    numbers = [
+        live.session("TAG-ALICE", start=timedelta(days=days), stop=timedelta(days=days) - HOUR)
+        for days in range(19, 0, -2)
+    ]
+    live.steve.add_fault(Fault("status", path="from=", skip=3, times=-1))
+    run = live.sync()
+    assert run.status in {"partial", "failed"}
+    first = windows_of(live)[:3]
+    read = ChargingSession.objects.values_list("steve_id", flat=True)
+    assert 0 < read.count() < len(numbers)
+    assert min(read) > numbers[0]  # newest first
+    said = list(SyncLog.objects.filter(run=run).values_list("message", flat=True))
+    assert any(text.startswith("backfill: read back to ") for text in said)  # a person sees how it gets on
+    live.steve.clear_faults()
+    live.steve.requests.clear()
+    assert live.sync().status == "completed"
+    then = windows_of(live)
+    assert then[0][1] == first[-1][0]  # nothing again that was read already
+    assert set(read.all()) == set(numbers)
+    live.assert_conserved()
 
 
 @pytest.mark.long
