@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -156,6 +157,29 @@ class TestTheSchedule:
         assert set(SyncRun.objects.values_list("trigger", flat=True)) == {"schedule"}
         assert SyncRun.objects.count() == 2
         assert WorkerHeartbeat.objects.get().stopped_at is not None
+
+    @pytest.mark.parametrize(
+        ("now", "due"),
+        [
+            # 02:30 comes twice in the one night (00:30 and 01:30 UTC), and not at all in the other.
+            (datetime(2026, 10, 24, 23, tzinfo=UTC), "2026-10-25T00:30"),
+            (datetime(2026, 3, 28, 23, tzinfo=UTC), "2026-03-29T01:00"),
+        ],
+        ids=["winter", "summer"],
+    )
+    def test_a_worker_runs_once_in_a_night_of_changing_clocks(self, world, serve, due):
+        def the_night_passes():
+            eventually(lambda: WorkerHeartbeat.objects.exclude(next_run_at=None).exists())
+            for _ in range(8):
+                world.clock.advance(minutes=30)
+                time.sleep(1.1)  # a worker looks at its clock every second
+
+        def is_over():
+            return world.clock.now().hour == 3 and not SyncRun.objects.filter(ended_at=None).exists()
+
+        serve(is_over, the_night_passes, sync_cron_schedule="30 2 * * *", sync_timezone="Europe/Berlin")
+        (run,) = SyncRun.objects.all()
+        assert (run.trigger, f"{run.requested_at:%Y-%m-%dT%H:%M}") == ("schedule", due)
 
     def test_it_runs_at_once_on_start_up_if_wanted(self, world, serve):
         def a_run():

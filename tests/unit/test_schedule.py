@@ -3,10 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from ocpp_billing import clock
 from ocpp_billing.config import load_config
-from ocpp_billing.sync.schedule import Schedule
+from ocpp_billing.sync.schedule import Schedule, next_scheduled
 
 MONDAY = datetime(2026, 3, 23, 0, 0, 30, tzinfo=UTC)
 
@@ -58,6 +61,28 @@ def test_a_day_of_changing_clocks_has_those_it_has(at, night, quarters):
         clock.now() + timedelta(minutes=15 * quarters),
     )
     assert len(begun) == quarters
+
+
+@pytest.mark.parametrize("night", ["2026-03-28", "2026-10-24"], ids=["summer", "winter"])
+@pytest.mark.parametrize("cron", ["30 2 * * *", "0 2 * * *", "59 2 * * *"])
+def test_a_nightly_run_comes_once_where_its_hour_is_left_out_or_repeated(at, night, cron):
+    at(datetime.fromisoformat(f"{night}T20:00:10+00:00"))
+    begun = runs(Schedule(config(cron, "Europe/Berlin")), at, clock.now() + timedelta(hours=12))
+    assert len(begun) == 1
+
+
+@given(
+    cron=st.sampled_from(
+        ["*/15 * * * *", "30 2 * * *", "15,45 1-3 * * *", "0 * * * *", "0 3 25 10 *", "5 0-23/2 * * 0"]
+    ),
+    night=st.sampled_from(["2026-03-28", "2026-10-24", "2026-04-04", "2026-10-03"]),
+    zone=st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC"]),
+    minutes=st.integers(0, 36 * 60),
+)
+@hypothesis_settings(max_examples=150, deadline=None)
+def test_what_comes_next_is_never_over_already(cron, night, zone, minutes):
+    after = datetime.fromisoformat(f"{night}T06:00:00+00:00") + timedelta(minutes=minutes)
+    assert next_scheduled(config(cron, zone), after) > after
 
 
 def test_another_schedule_counts_from_the_next_start_on(at):

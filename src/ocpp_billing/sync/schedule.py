@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from cronsim import CronSim
@@ -22,7 +23,9 @@ def next_scheduled(config: Config, after: datetime) -> datetime:
     (``30 2 * * *``), and a schedule that runs on throughout (``*/15 * * * *``) runs on.
     """
     local = after.astimezone(config.timezone)
-    return next(CronSim(config.sync_cron_schedule, local)).astimezone(after.tzinfo)
+    # Within an hour that repeats, what the schedule names next may be its first coming, which is over.
+    times = (at.astimezone(UTC) for at in CronSim(config.sync_cron_schedule, local))
+    return next(at for at in times if at > after).astimezone(after.tzinfo)
 
 
 @dataclass(slots=True)
