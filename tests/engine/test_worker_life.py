@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,14 +14,21 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from django.conf import settings as django_settings
 from django.db import connection
+from django.test import Client
 
+from ocpp_billing.accounts.models import Role
+from ocpp_billing.alerts.webhook import sign
 from ocpp_billing.billing.models import UsageEvent
+from ocpp_billing.portal import live as live_page
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
 from ocpp_billing.sync.triggers import request_run
 from tests.engine import processes
 from tests.engine.processes import eventually, running, test_database_url
+from tests.engine.test_alerts import mail_server, receiver
+from tests.portal.conftest import BACKEND, add_person
 
 NEVER = "0 0 29 2 *"  # at the soonest in four years' time
 
@@ -64,6 +72,10 @@ def leader():
 
 def leads(worker):
     return (row := leader()) is not None and row.worker.split(":")[1] == str(worker.pid)
+
+
+def live_mark():
+    return live_page.current_mark("main")
 
 
 def batches(live):
@@ -227,6 +239,81 @@ class TestTheDatabaseGoesAway:
             requested = trigger()
             assert eventually(lambda: ended(requested.run_id), worker.said).status == "completed"
             assert worker.terminate() == 0
+
+
+class TestSeenFromOutside:
+    @pytest.fixture
+    def dashboard(self, live, monkeypatch):
+        """The dashboard of a web process, so long from now."""
+        monkeypatch.setattr(django_settings, "CONFIG", live.config())
+        client = Client()
+        client.force_login(add_person(Role.VIEWER), backend=BACKEND)
+
+        def show(later=timedelta()):
+            live.clock.set(datetime.now(UTC) + later)
+            return client.get("/").content.decode()
+
+        yield show
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE app_user CASCADE")
+
+    @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+    def test_a_worker_that_is_gone_is_on_the_dashboard_within_half_a_minute(
+        self, live, settings, tmp_path, dashboard, end
+    ):
+        with running("worker", settings=settings, log=tmp_path / "log") as worker:
+            worker.says("worker leads")
+            assert "The worker is silent" not in dashboard()
+            before = live_mark()
+            os.kill(worker.pid, end)
+            gone = dashboard(timedelta(seconds=30) - timedelta(seconds=live_page.POLL_S))
+            assert "The worker is silent" in gone
+            assert "ocpp-billing worker" in gone  # and what to do
+            # A page that is open asks the database what time it is.
+            WorkerHeartbeat.objects.update(seen_at=datetime.now(UTC) - timedelta(seconds=26))
+            assert live_mark() != before
+
+
+class TestAlertsOfARealWorker:
+    @pytest.mark.usefixtures("impatient")
+    def test_an_outage_is_told_once_when_it_begins_and_once_when_it_is_over_on_every_channel(
+        self, live, settings, tmp_path
+    ):
+        secret = "s" * 40
+        with receiver() as (hook, url), mail_server() as mail:
+            settings |= {
+                "ALERT_OUTAGE_MINUTES": "0",
+                "ALERT_WEBHOOK_URL": url,
+                "ALERT_WEBHOOK_SECRET": secret,
+                "ALERT_EMAIL_TO": "ops@example.org",
+                "EMAIL_HOST": "127.0.0.1",
+                "EMAIL_PORT": str(mail.server_address[1]),
+                "EMAIL_SECURITY": "none",
+                "EMAIL_FROM": "billing@example.org",
+            }
+            live.session("TAG-ALICE", energy_wh=6_000)
+            live.lago.add_fault(Fault("status", status=503, times=-1))
+            with running("worker", settings=settings, log=tmp_path / "log") as worker:
+                worker.says("worker leads")
+                for _ in range(3):
+                    run = trigger()
+                    eventually(lambda run=run: ended(run.run_id), worker.said)
+                eventually(lambda: hook.received and mail.messages, worker.said)
+                live.lago.clear_faults()
+                run = trigger()
+                eventually(lambda: ended(run.run_id), worker.said)
+                eventually(lambda: len(hook.received) == len(mail.messages) == 2, worker.said)
+                assert worker.terminate() == 0
+            for _, headers, body in hook.received:
+                signed = sign(secret.encode(), headers["OCPP-Billing-Timestamp"], body)
+                assert headers["OCPP-Billing-Signature"] == signed
+            told = [json.loads(body) for _, _, body in hook.received]
+        assert [(each["alert"], each["state"]) for each in told] == [
+            ("lago_failing", "open"),
+            ("lago_failing", "resolved"),
+        ]
+        assert "ocpp-billing doctor" in told[0]["do"]
+        assert worker.said().count("action=alert.opened") == worker.said().count("action=alert.resolved") == 1
 
 
 class TestSigterm:
