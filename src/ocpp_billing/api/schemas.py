@@ -69,7 +69,7 @@ Instant = Annotated[
 
 
 # A void event was never attempted and counts nowhere, so nobody is told of it.
-EventStateName = Literal["queued", "accepted", "confirmed", "rejected", "held"]
+EventStateName = Literal["queued", "accepted", "confirmed", "rejected", "held", "excluded"]
 
 
 class Amount(Schema):
@@ -380,7 +380,7 @@ class DecisionOut(Schema):
 class RulingOut(Schema):
     """What a person ordered about a session."""
 
-    kind: Literal["accept", "exclude", "assign"]
+    kind: Literal["accept", "exclude", "assign", "credit"]
     revision: int
     reason: str | None
     customer_id: str | None

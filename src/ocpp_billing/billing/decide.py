@@ -487,7 +487,7 @@ WHERE s.id = ANY(%(ids)s) AND stop.wh > s.start_wh AND stop.at > s.started_at
 
 # What Lago may know, and what a person ordered, is fixed: it is not taken back.
 _SELECT_EVENTS = """
-SELECT session_id, n, state, id, energy_wh, attempts > 0 OR kind = 'move',
+SELECT session_id, n, state, id, energy_wh, attempts > 0 OR kind IN ('move', 'credit'),
     external_customer_id, external_subscription_id, lago_subscription_id, metric_code, field_name,
     period_from
 FROM usage_event WHERE session_id = ANY(%(ids)s) ORDER BY session_id, n
@@ -626,18 +626,20 @@ FROM judged j WHERE j.bill_wh IS NOT NULL
 ORDER BY j.session_id
 """
 
-# The least advanced part names the session: a held rest comes before every event, an excluded one is
-# never beside an event.
+# The least advanced part names the session: a held rest comes before events, an excluded one after them.
 _UPDATE_SESSIONS = f"""
 WITH updated AS (
     UPDATE charging_session s SET
         needs_decision = false, flags = j.flags::jsonb,
         rest_state = j.rest_state, rest_reason = j.rest_reason, rest_wh = j.rest_wh,
-        state = coalesce(j.rest_state, part.state),
-        reason = CASE WHEN j.rest_state IS NULL THEN part.reason ELSE j.rest_reason END
-    FROM judged j LEFT JOIN LATERAL (
-        SELECT e.state, e.reason FROM usage_event e WHERE e.session_id = j.session_id AND e.state <> 'void'
-        ORDER BY {STATE_RANK_SQL.format(column="e.state")} LIMIT 1
+        state = part.state, reason = part.reason
+    FROM judged j JOIN LATERAL (
+        SELECT state, reason FROM (
+            SELECT j.rest_state AS state, j.rest_reason AS reason WHERE j.rest_state IS NOT NULL
+            UNION ALL
+            SELECT e.state, e.reason FROM usage_event e
+            WHERE e.session_id = j.session_id AND e.state <> 'void'
+        ) each_part ORDER BY {STATE_RANK_SQL.format(column="state")} LIMIT 1
     ) part ON true
     WHERE s.id = j.session_id
     RETURNING j.outcome

@@ -27,6 +27,8 @@ class EventState(models.TextChoices):
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
     HELD = "held"
+    # Settled without Lago: a refund that was given by a credit note. It counts and is never sent.
+    EXCLUDED = "excluded"
     VOID = "void"
 
 
@@ -36,6 +38,7 @@ class EventKind(models.TextChoices):
     ORIGINAL = "original"
     CORRECTION = "correction"
     MOVE = "move"
+    CREDIT = "credit"
 
 
 class Decision(models.Model):
@@ -71,6 +74,7 @@ class RulingKind(models.TextChoices):
     ACCEPT = "accept"
     EXCLUDE = "exclude"
     ASSIGN = "assign"
+    CREDIT = "credit"
 
 
 class Ruling(models.Model):
@@ -78,6 +82,7 @@ class Ruling(models.Model):
 
     *Accept* and *exclude* are about one revision: when StEvE shows other values, the rules judge anew.
     *Assign* says who pays and holds for every revision. A newer ruling of a kind replaces the older one.
+    *Credit* says that a refund was given; what it amounts to is a usage event of kind ``credit``.
     """
 
     session = models.ForeignKey(ChargingSession, on_delete=models.PROTECT, related_name="rulings")

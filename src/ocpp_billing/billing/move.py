@@ -125,7 +125,7 @@ def _billed(session: ChargingSession) -> dict[tuple[str, str], int]:
     """
     billed: dict[tuple[str, str], int] = {}
     for event in session.events.exclude(state="void"):
-        if event.state not in {"accepted", "confirmed"}:
+        if event.state not in {"accepted", "confirmed", "excluded"}:
             raise MoveError(
                 f"Session {session.steve_id} cannot be moved while an event of it is {event.state}."
             )
@@ -175,7 +175,7 @@ def carry_out_move(
         session = ChargingSession.objects.select_for_update().get(pk=move.session_id)
         events = list(session.events.exclude(state="void"))
         if sum(event.energy_wh for event in events) != move.energy_wh or any(
-            event.state not in {"accepted", "confirmed"} for event in events
+            event.state not in {"accepted", "confirmed", "excluded"} for event in events
         ):
             raise MoveError(f"Session {session.steve_id} has changed since the preview: look at it again.")
         decision = Decision.objects.create(

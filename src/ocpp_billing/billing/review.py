@@ -98,22 +98,6 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
         _order(session, RulingKind.EXCLUDE, note, by, user)
 
 
-def settle_refund(session_id: int, *, credit_note: str, note: str, by: str, user: User | None = None) -> None:
-    """Say that what Lago cannot take back by an event was credited there by a credit note.
-
-    Raises:
-        ReviewError: without the number of the credit note, or when no refund of it is open.
-    """
-    if not credit_note.strip():
-        raise ReviewError("Give the number of the credit note, as Lago shows it.")
-    with effect("db commit ruling"), transaction.atomic():
-        session = _locked(session_id)
-        if session.state != "held" or session.reason != Reason.REFUND_BY_CREDIT_NOTE:
-            raise ReviewError(f"No refund of session {session.steve_id} is open ({session.state}).")
-        says = f"credited by credit note {credit_note.strip()}"
-        exclude(session_id, note=f"{says}: {note.strip()}" if note.strip() else says, by=by, user=user)
-
-
 def assign(
     session_id: int,
     *,
@@ -184,6 +168,8 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None) -> None:
         ReviewError: when it is not rejected.
     """
     with effect("db commit retry"), transaction.atomic(), connection.cursor() as cursor:
+        # The session first, as every act of a person locks it.
+        _locked(UsageEvent.objects.values_list("session_id", flat=True).get(pk=event_id))
         event = UsageEvent.objects.select_for_update().get(pk=event_id)
         if event.state != "rejected":
             raise ReviewError(f"The event {event.transaction_id} is not rejected ({event.state}).")

@@ -47,6 +47,7 @@ class Reason(StrEnum):
     REFUND_BY_CREDIT_NOTE = "refund_by_credit_note"
     CONFLICT_IN_LAGO = "conflict_in_lago"
     BY_OPERATOR = "by_operator"
+    CREDITED = "credited"
 
 
 @dataclass(frozen=True, slots=True)

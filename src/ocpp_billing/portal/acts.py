@@ -25,8 +25,10 @@ from django.views.decorators.http import require_http_methods
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
+from ocpp_billing.billing.bulk import at_stake_wh
 from ocpp_billing.billing.models import LagoSubscription
 from ocpp_billing.billing.offers import Act, acts_of
+from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.charging.closing import (
     ClosingError,
     close_in_steve,
@@ -212,13 +214,6 @@ def _query(**given: str) -> str:
     return urlencode(given)
 
 
-def at_stake_wh(session: ChargingSession) -> int:
-    """What an act about a session is about: what no event carries, else all of it."""
-    if session.rest_state in {"held", "excluded"}:
-        return session.rest_wh
-    return max(session.energy_wh or 0, 0)
-
-
 def evidence_words(session: ChargingSession) -> str:
     """What shows how much a session delivered, in a sentence with its numbers."""
     finding = finding_of(session)
@@ -397,9 +392,7 @@ def _exclude(session: ChargingSession, given: dict[str, Any], user: User) -> str
 
 
 def _credit(session: ChargingSession, given: dict[str, Any], user: User) -> str:
-    review.settle_refund(
-        session.pk, credit_note=given["credit_note"], note=given["note"], by=user.email, user=user
-    )
+    settle_refund(session.pk, credit_note=given["credit_note"], note=given["note"], by=user.email, user=user)
     return ""
 
 

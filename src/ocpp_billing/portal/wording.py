@@ -137,7 +137,13 @@ REASONS: dict[str, ReasonWords] = {
             "refund_by_credit_note",
             _("Refund by credit note"),
             _("Too much was billed, and Lago cannot take it back by a usage event."),
-            _("Issue a credit note in Lago for the energy shown, then mark it as settled."),
+            _("Issue a credit note in Lago for the energy shown, then mark it as credited."),
+        ),
+        ReasonWords(
+            "conflict_in_lago",
+            _("Conflict in Lago"),
+            _("Lago holds an event under our number that says something else: which one counts is unclear."),
+            _("Compare both, then correct the difference in Lago by hand."),
         ),
         ReasonWords(
             "undecided",
@@ -169,6 +175,12 @@ REASONS: dict[str, ReasonWords] = {
             _("Excluded by a person"),
             _("Somebody decided, with a note, that it is not billed."),
             _("Nothing; the note says why."),
+        ),
+        ReasonWords(
+            "credited",
+            _("Credited by hand"),
+            _("Too much was billed, and a credit note in Lago gave it back."),
+            _("Nothing; the note names the credit note."),
         ),
     )
 }

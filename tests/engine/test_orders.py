@@ -1,0 +1,249 @@
+"""Orders of a person: refunds that were credited by hand, many at once, and taking them back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ocpp_billing.accounts.models import AuditEntry
+from ocpp_billing.billing import review
+from ocpp_billing.billing.bulk import order_each
+from ocpp_billing.billing.models import Ruling, UsageEvent
+from ocpp_billing.billing.refunds import settle_refund
+from ocpp_billing.billing.review import ReviewError
+from ocpp_billing.billing.undo import revoke
+from ocpp_billing.charging.models import ChargingSession
+from tests.engine.test_scenarios_delivering import move, revised, session_of
+
+pytestmark = pytest.mark.parametrize("release", ["3.9.0"])
+
+LAST_DAY = datetime(2026, 3, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def live(world):
+    world.payer("TAG-ALICE", "alice")
+    world.payer("TAG-BOB", "bob")
+    world.go_live()
+    return world
+
+
+def refund(world, billed_wh, then_wh):
+    """A session billed in advance, so that Lago pays nothing back, then revised downwards."""
+    world.plan("ev_advance", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ev_advance")
+    world.go_live()
+    session = revised(world, billed_wh, then_wh)
+    world.sync()
+    assert world.state_of(session) == ("held", "refund_by_credit_note")
+    return session
+
+
+def ask(number, by=review.exclude):
+    return lambda session_id: by(session_id, note=f"because of {number}", by="test")
+
+
+def credit(steve_id):
+    settle_refund(session_of(steve_id).pk, credit_note="CN-7", note="sent by post", by="test")
+
+
+# -- refunds ----------------------------------------------------------------------------------------------
+
+
+def test_a_refund_credited_by_hand_is_settled_and_stays_so(world):
+    session = refund(world, 5_000, 3_000)
+    credit(session)
+    assert world.state_of(session)[0] in {"accepted", "confirmed"}
+    world.sync()
+    world.clock.advance(timedelta(days=1))
+    world.sync()
+    assert world.state_of(session) == ("confirmed", None)
+    balance = world.balance()
+    assert balance.reasons["credited"].energy_wh == -2_000
+    assert balance.states["excluded"].energy_wh == -2_000
+    assert balance.states["confirmed"].energy_wh == 5_000
+    entry = AuditEntry.objects.get(action="session.credit")
+    assert entry.after == {"credited_wh": 2_000, "credit_note": "CN-7"}
+    world.assert_conserved()
+
+
+def test_what_was_credited_is_billed_again_when_the_session_grows(world):
+    session = refund(world, 5_000, 3_000)
+    credit(session)
+    world.show_as(session, stopValue=str(session_of(session).start_wh + 5_500))
+    world.sync()
+    world.sync()
+    assert world.state_of(session) == ("confirmed", None)
+    assert world.lago_wh_by_session() == {session: 7_500}  # 5.5 kWh, and the 2 that were given back
+    world.assert_conserved()
+
+
+def test_only_what_is_still_too_much_is_to_be_refunded_when_the_session_shrinks_again(world):
+    session = refund(world, 5_000, 3_000)
+    credit(session)
+    world.show_as(session, stopValue=str(session_of(session).start_wh + 2_500))
+    world.sync()
+    assert world.state_of(session) == ("held", "refund_by_credit_note")
+    assert session_of(session).rest_wh == -500
+    world.assert_conserved()
+
+
+def test_a_credit_is_taken_back_and_the_refund_is_open_again(world):
+    session = refund(world, 5_000, 3_000)
+    credit(session)
+    revoke(Ruling.objects.get().pk, by="test")
+    world.sync()
+    assert world.state_of(session) == ("held", "refund_by_credit_note")
+    assert session_of(session).rest_wh == -2_000
+    world.assert_conserved()
+    credit(session)
+    world.sync()
+    assert world.state_of(session) == ("confirmed", None)
+    world.assert_conserved()
+
+
+def test_a_refund_needs_the_number_of_its_credit_note_and_is_settled_once(world):
+    session = refund(world, 5_000, 3_000)
+    with pytest.raises(ReviewError, match="number of the credit note"):
+        settle_refund(session_of(session).pk, credit_note=" ", by="test")
+    credit(session)
+    with pytest.raises(ReviewError, match="No refund"):
+        credit(session)
+
+
+def test_the_refund_of_a_move_is_credited_and_taken_back(world):
+    world.plan("ev_advance", pay_in_advance_charge=True)
+    world.payer("TAG-CAROL", "carol", plan="ev_advance")
+    world.customer("bob")
+    world.go_live()
+    session = world.session("TAG-CAROL", energy_wh=5_000)
+    world.sync()
+    move(world, session, "bob")
+    world.sync()
+    world.sync()
+    assert world.state_of(session) == ("held", "refund_by_credit_note")
+    credit(session)
+    world.sync()
+    assert world.state_of(session) == ("confirmed", None)
+    assert world.balance().reasons["credited"].energy_wh == -5_000
+    world.assert_conserved()
+    revoke(Ruling.objects.get().pk, by="test")
+    world.sync()
+    assert world.state_of(session) == ("held", "refund_by_credit_note")
+    world.assert_conserved()
+
+
+def test_a_session_that_was_partly_credited_is_moved_with_what_is_left(world):
+    session = refund(world, 5_000, 3_000)
+    world.customer("bob")
+    credit(session)
+    world.sync()
+    assert move(world, session, "bob").energy_wh == 3_000
+    world.sync()
+    world.sync()
+    assert world.lago_wh("sub-bob") == 3_000
+    world.assert_conserved()
+
+
+# -- corrections ------------------------------------------------------------------------------------------
+
+
+def test_a_refused_correction_leaves_the_session_as_it_was_billed(live):
+    session = revised(live, 5_000, 65_000)
+    live.sync()
+    assert live.state_of(session) == ("held", "changed_after_billing")
+    review.exclude(session_of(session).pk, note="the meter was replaced", by="test")
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.balance().reasons["by_operator"].energy_wh == 60_000
+    assert live.lago_wh_by_session() == {session: 5_000}
+    live.assert_conserved()
+
+
+# -- many at once -----------------------------------------------------------------------------------------
+
+
+def test_an_order_about_many_says_what_became_of_each(live):
+    held = [live.session("TAG-NEW", f"CP-{number}", energy_wh=1_000) for number in range(3)]
+    billed = live.session("TAG-ALICE", "CP-9", energy_wh=4_000)
+    live.sync()
+    ids = {steve_id: session_of(steve_id).pk for steve_id in (*held, billed)}
+    outcomes = order_each([*ids.values(), 10**9], ask(1))
+    assert [(each.steve_id, each.energy_wh, each.refused is None) for each in outcomes] == [
+        *((steve_id, 1_000, True) for steve_id in held),
+        (billed, 4_000, False),
+    ]
+    assert "Lago cannot take an event back" in outcomes[-1].refused
+    live.sync()
+    assert {live.state_of(steve_id) for steve_id in held} == {("excluded", "by_operator")}
+    assert AuditEntry.objects.filter(action="session.exclude").count() == 3
+    live.assert_conserved()
+
+
+# -- taking back ------------------------------------------------------------------------------------------
+
+
+def test_an_exclusion_is_taken_back_and_the_rules_decide_again(live):
+    session = live.session("TAG-NEW", energy_wh=1_000)
+    live.sync()
+    review.exclude(session_of(session).pk, note="a test", by="test")
+    live.sync()
+    ruling = Ruling.objects.get()
+    revoke(ruling.pk, by="test")
+    live.sync()
+    assert live.state_of(session) == ("held", "unmapped_tag")
+    with pytest.raises(ReviewError, match="taken back already"):
+        revoke(ruling.pk, by="test")
+    assert AuditEntry.objects.get(action="session.revoke").before["order"] == "exclude"
+    live.assert_conserved()
+
+
+def test_the_exclusion_of_a_session_that_never_stopped_is_taken_back(live):
+    session = live.start("TAG-ALICE")
+    live.sync()
+    review.exclude(session_of(session).pk, note="a test", by="test")
+    live.sync()
+    assert live.state_of(session) == ("excluded", "by_operator")
+    revoke(Ruling.objects.get().pk, by="test")
+    live.sync()
+    assert live.state_of(session)[0] in {"open", "stuck"}
+    assert ChargingSession.objects.get().energy_wh is None
+    live.assert_conserved()
+    live.stop(session, meter_wh=session_of(session).start_wh + 6_000, at=timedelta(0))
+    live.sync()
+    assert live.lago_wh_by_session() == {session: 6_000}
+
+
+def test_an_acceptance_is_taken_back_until_the_session_was_sent(live):
+    session = live.session("TAG-ALICE", energy_wh=900_000)
+    live.sync()
+    assert live.state_of(session) == ("held", "implausible")
+    live.pause()
+    review.accept(session_of(session).pk, note="a bus depot", by="test")
+    live.sync()
+    assert live.state_of(session) == ("queued", None)
+    revoke(Ruling.objects.get().pk, by="test")
+    live.resume()
+    live.sync()
+    assert live.state_of(session) == ("held", "implausible")
+    assert live.posts() == []
+    review.accept(session_of(session).pk, note="it is right", by="test")
+    live.sync()
+    with pytest.raises(ReviewError, match="was sent to Lago by that order"):
+        revoke(Ruling.objects.latest("id").pk, by="test")
+    assert UsageEvent.objects.exclude(state="void").count() == 1
+    live.assert_conserved()
+
+
+def test_an_assignment_is_taken_back_and_the_mapping_decides_again(live):
+    session = live.session("TAG-ALICE", energy_wh=1_000)
+    live.pause()
+    live.sync()
+    review.assign(session_of(session).pk, customer="bob", subscription=None, note="", by="test")
+    live.sync()
+    revoke(Ruling.objects.get().pk, by="test")
+    live.resume()
+    live.sync()
+    assert (live.lago_wh("sub-alice"), live.lago_wh("sub-bob")) == (1_000, 0)
+    live.assert_conserved()
