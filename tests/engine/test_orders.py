@@ -40,10 +40,6 @@ def refund(world, billed_wh, then_wh):
     return session
 
 
-def ask(number, by=review.exclude):
-    return lambda session_id: by(session_id, note=f"because of {number}", by="test")
-
-
 def credit(steve_id):
     settle_refund(session_of(steve_id).pk, credit_note="CN-7", note="sent by post", by="test")
 
@@ -169,15 +165,20 @@ def test_an_order_about_many_says_what_became_of_each(live):
     billed = live.session("TAG-ALICE", "CP-9", energy_wh=4_000)
     live.sync()
     ids = {steve_id: session_of(steve_id).pk for steve_id in (*held, billed)}
-    outcomes = order_each([*ids.values(), 10**9], ask(1))
+    seen = dict.fromkeys([*ids.values(), 10**9], 1) | {ids[held[0]]: 0}
+    outcomes = order_each(seen, lambda session_id: review.exclude(session_id, note="a test", by="test"))
     assert [(each.steve_id, each.energy_wh, each.refused is None) for each in outcomes] == [
-        *((steve_id, 1_000, True) for steve_id in held),
+        (held[0], 1_000, False),
+        (held[1], 1_000, True),
+        (held[2], 1_000, True),
         (billed, 4_000, False),
     ]
+    assert "has changed meanwhile" in outcomes[0].refused
     assert "Lago cannot take an event back" in outcomes[-1].refused
     live.sync()
-    assert {live.state_of(steve_id) for steve_id in held} == {("excluded", "by_operator")}
-    assert AuditEntry.objects.filter(action="session.exclude").count() == 3
+    states = [live.state_of(steve_id) for steve_id in held]
+    assert states == [("held", "unmapped_tag"), ("excluded", "by_operator"), ("excluded", "by_operator")]
+    assert AuditEntry.objects.filter(action="session.exclude").count() == 2
     live.assert_conserved()
 
 

@@ -31,6 +31,8 @@ PAGES = [
     "/accounts/logout/",
     "/accounts/password/change/",
     "/accounts/reauthenticate/",
+    "/attention",
+    "/attention/held/unmapped_tag",
     "/mappings",
     "/mappings/import",
     "/mappings/new",

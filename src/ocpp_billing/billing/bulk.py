@@ -12,7 +12,7 @@ from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
 
 # So many sessions stay locked at once; a worker that decides them waits for as long.
 CHUNK_SESSIONS = 100
@@ -33,33 +33,38 @@ class OrderOutcome:
     refused: str | None = None
 
 
-def order_each(session_ids: Iterable[int], order: Callable[[int], None]) -> list[OrderOutcome]:
+def order_each(seen: Mapping[int, int], order: Callable[[int], None]) -> list[OrderOutcome]:
     """Give the same order about each of these sessions, in the order in which decisions lock them.
 
     Args:
-        session_ids: our numbers; those that do not exist are left out.
+        seen: our number of each session -> its revision as the person saw it; those that do not exist are
+            left out.
         order: of :mod:`billing.review` and its like; refuses by a ReviewError.
 
     Returns:
         What became of each.
     """
-    ids = sorted(set(session_ids))
+    ids = sorted(seen)
     outcomes: list[OrderOutcome] = []
     for first in range(0, len(ids), CHUNK_SESSIONS):
         with effect("db commit orders"), transaction.atomic():
             chunk = ids[first : first + CHUNK_SESSIONS]
             sessions = ChargingSession.objects.filter(pk__in=chunk).order_by("pk").select_for_update()
-            outcomes += [_order(session, order) for session in sessions]
+            outcomes += [_order(session, seen[session.pk], order) for session in sessions]
     return outcomes
 
 
-def _order(session: ChargingSession, order: Callable[[int], None]) -> OrderOutcome:
-    try:
-        with transaction.atomic():
-            order(session.pk)
-    except ReviewError as error:
-        return OrderOutcome(session.pk, session.steve_id, at_stake_wh(session), str(error))
-    return OrderOutcome(session.pk, session.steve_id, at_stake_wh(session))
+def _order(session: ChargingSession, revision: int, order: Callable[[int], None]) -> OrderOutcome:
+    refused = None
+    if session.revision != revision:
+        refused = f"Session {session.steve_id} has changed meanwhile: look at it again."
+    else:
+        try:
+            with transaction.atomic():
+                order(session.pk)
+        except ReviewError as error:
+            refused = str(error)
+    return OrderOutcome(session.pk, session.steve_id, at_stake_wh(session), refused)
 
 
 def at_stake_wh(session: ChargingSession) -> int:

@@ -185,6 +185,20 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None) -> None:
         )
 
 
+def retry_session(session_id: int, *, by: str, user: User | None = None) -> None:
+    """Send all events of a session again that Lago refused.
+
+    Raises:
+        ReviewError: when there is none.
+    """
+    events = UsageEvent.objects.filter(session=session_id, state="rejected").order_by("pk")
+    rejected = list(events.values_list("pk", flat=True))
+    if not rejected:
+        raise ReviewError("Lago refused nothing of that session, or it is queued again already.")
+    for event_id in rejected:
+        retry_rejected(event_id, by=by, user=user)
+
+
 def acknowledge_identity(tag_id: int, *, note: str, by: str, user: User | None = None) -> None:
     """Say that a tag whose number or text changed in StEvE is still the same one; its sessions go on."""
     with effect("db commit identity"), transaction.atomic(), connection.cursor() as cursor:

@@ -42,8 +42,8 @@ def revoke(ruling_id: int, *, by: str, user: User | None = None) -> None:
             raise ReviewError(f"The order about session {session.steve_id} was taken back already.")
         if is_carried_out(ruling):
             raise ReviewError(
-                f"Session {session.steve_id} was sent to Lago by that order, and Lago deletes nothing: move it "
-                "to another subscription, or write a credit note."
+                f"Session {session.steve_id} was sent to Lago by that order, and Lago deletes nothing: move "
+                "it to another subscription, or write a credit note."
             )
         ruling.revoked_at = clock.now()
         ruling.save(update_fields=["revoked_at"])

@@ -113,3 +113,17 @@ def will_do(act: Act, reason: str | None, sessions: str, energy_wh: int) -> str:
 def was_done(act: Act, session: str) -> str:
     """What was done about one session, as a sentence."""
     return str(_WAS_DONE[act]) % {"session": session}
+
+
+_WAS_ORDERED: dict[str, str | Promise] = {
+    "accept": gettext_lazy("Accepted: %(sessions)s, %(energy)s kWh."),
+    "exclude": gettext_lazy("Excluded: %(sessions)s, %(energy)s kWh."),
+    "assign": gettext_lazy("Assigned: %(sessions)s, %(energy)s kWh."),
+    "credit": gettext_lazy("Marked as credited: refunds of %(sessions)s."),
+    "retry": gettext_lazy("Queued again: %(sessions)s, %(energy)s kWh."),
+}
+
+
+def was_ordered(kind: str, sessions: str, energy: str) -> str:
+    """What was ordered about some sessions, in a sentence; ``kind`` is that of the ruling."""
+    return str(_WAS_ORDERED[kind]) % {"sessions": sessions, "energy": energy}

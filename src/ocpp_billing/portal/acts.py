@@ -425,8 +425,7 @@ def _read(session: ChargingSession, given: dict[str, Any], user: User) -> str:
 
 
 def _retry(session: ChargingSession, given: dict[str, Any], user: User) -> str:  # noqa: ARG001 - as the others
-    for event_id in session.events.filter(state="rejected").values_list("pk", flat=True):
-        review.retry_rejected(event_id, by=user.email, user=user)
+    review.retry_session(session.pk, by=user.email, user=user)
     return ""
 
 

@@ -15,10 +15,13 @@ import ocpp_billing
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.portal.banners import banners
+from ocpp_billing.portal.inbox import count_waiting
 from ocpp_billing.portal.queries import read_status
 from ocpp_billing.portal.theme import chosen_theme
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from django.http import HttpRequest
     from django.utils.functional import Promise
 
@@ -27,18 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MenuEntry:
-    """One entry of the left bar; for people with at least the role ``needs``."""
+    """One entry of the left bar; for people with at least the role ``needs``.
+
+    ``count`` is one cheap query: how many things of a source wait behind it.
+    """
 
     label: str | Promise
     icon: str
     url_name: str
     needs: Role = Role.VIEWER
+    count: Callable[[str], int] | None = None
 
 
 # By group; the first has no heading.
 MENU: dict[str | Promise, list[MenuEntry]] = {
     "": [
         MenuEntry(_("Dashboard"), "layout-dashboard", "portal:dashboard"),
+        MenuEntry(_("Needs attention"), "inbox", "portal:attention", count=count_waiting),
         MenuEntry(_("Mappings"), "tags", "portal:mappings"),
         MenuEntry(_("Sync"), "refresh", "portal:runs"),
     ],
@@ -56,6 +64,8 @@ class ShownEntry:
     icon: str
     address: str
     current: bool
+    counts: bool
+    waiting: int
 
 
 def _menu(request: HttpRequest) -> list[dict[str, Any]]:
@@ -69,7 +79,11 @@ def _menu(request: HttpRequest) -> list[dict[str, Any]]:
             if entry.needs.within(Role(user.role)):
                 address = reverse(entry.url_name)
                 below = address != "/" and request.path.startswith(address.rstrip("/") + "/")
-                shown.append(ShownEntry(entry.label, entry.icon, address, below or request.path == address))
+                current = below or request.path == address
+                waiting = entry.count(settings.CONFIG.steve_source) if entry.count else 0
+                shown.append(
+                    ShownEntry(entry.label, entry.icon, address, current, entry.count is not None, waiting)
+                )
         if shown:
             groups.append({"label": label, "entries": shown})
     return groups
@@ -86,6 +100,7 @@ def portal(request: HttpRequest) -> dict[str, Any]:
         "version": ocpp_billing.__version__,
         "theme": chosen_theme(request),
         "menu": SimpleLazyObject(lambda: _menu(request)),
+        "waiting": cache(lambda: count_waiting(settings.CONFIG.steve_source)),
         "zone": settings.TIME_ZONE,
         "status": SimpleLazyObject(status),
         "banners": SimpleLazyObject(lambda: banners(status())),

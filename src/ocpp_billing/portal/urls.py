@@ -4,6 +4,7 @@ from django.urls import path
 
 from ocpp_billing.portal import (
     acts,
+    attention,
     dashboard,
     delivery,
     live,
@@ -21,6 +22,10 @@ from ocpp_billing.portal import (
 app_name = "portal"
 urlpatterns = [
     path("", dashboard.dashboard, name="dashboard"),
+    path("attention", attention.attention, name="attention"),
+    path("attention/act", attention.act_on_many, name="attention_act"),
+    path("attention/undo", attention.undo, name="attention_undo"),
+    path("attention/<slug:state>/<path:reason>", attention.group, name="attention_group"),
     path("sessions/<int:session_id>/<slug:act>", acts.session_act, name="session_act"),
     path("setup", setup.setup, name="setup"),
     path("setup/steve", setup.check, {"system": "steve"}, name="check_steve"),

@@ -22,12 +22,15 @@
   };
 
   let open = new Set();
+  let ticked = new Set();
   document.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.id !== "live") return;
     open = new Set([...event.target.querySelectorAll("details[open]")].map((details) => details.id));
+    ticked = new Set([...event.target.querySelectorAll("input:checked")].map((input) => input.id));
   });
   document.addEventListener("htmx:afterSwap", () => {
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    for (const id of ticked) if (document.getElementById(id)) document.getElementById(id).checked = true;
     if (startedAt) restUntil = performance.now() + 10 * (performance.now() - startedAt);
     tick();
   });
