@@ -231,7 +231,7 @@ def test_an_acceptance_is_taken_back_until_the_session_was_sent(live):
     assert live.posts() == []
     review.accept(session_of(session).pk, note="it is right", by="test")
     live.sync()
-    with pytest.raises(ReviewError, match="was sent to Lago by that order"):
+    with pytest.raises(ReviewError, match="was carried out"):
         revoke(Ruling.objects.latest("id").pk, by="test")
     assert UsageEvent.objects.exclude(state="void").count() == 1
     live.assert_conserved()
@@ -247,4 +247,24 @@ def test_an_assignment_is_taken_back_and_the_mapping_decides_again(live):
     live.resume()
     live.sync()
     assert (live.lago_wh("sub-alice"), live.lago_wh("sub-bob")) == (1_000, 0)
+    live.assert_conserved()
+
+
+# -- what Lago refused ------------------------------------------------------------------------------------
+
+
+def test_a_rejected_session_is_excluded_and_that_is_final(live):
+    session = live.session("TAG-ALICE", energy_wh=1_000)
+    live.pause()
+    live.sync()
+    # As delivery writes down what Lago refused.
+    UsageEvent.objects.update(state="rejected", reason="value_is_invalid", attempts=1)
+    ChargingSession.objects.update(state="rejected", reason="value_is_invalid")
+    review.exclude(session_of(session).pk, note="a test", by="test")
+    live.resume()
+    live.sync()
+    assert live.state_of(session) == ("excluded", "by_operator")
+    assert live.posts() == []
+    with pytest.raises(ReviewError, match="was carried out"):
+        revoke(Ruling.objects.get().pk, by="test")
     live.assert_conserved()

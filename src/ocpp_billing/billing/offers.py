@@ -84,7 +84,7 @@ def open_acts(standing: Standing) -> list[Act]:
         case "stuck":
             acts = (Act.CLOSE, Act.READING, Act.EXCLUDE)
         case "rejected":
-            acts = (Act.RETRY,)
+            acts = (Act.RETRY, Act.EXCLUDE)
         case "queued" if not standing.sent:
             acts = (Act.ASSIGN, Act.EXCLUDE)
     closed_to = set()

@@ -73,7 +73,7 @@ def accept(session_id: int, *, note: str, by: str, user: User | None = None) -> 
 def exclude(session_id: int, *, note: str, by: str, user: User | None = None) -> None:
     """Never bill what is left of a session; what Lago already has stays there.
 
-    What was sent in vain is given up: should Lago get it after all, that is a finding.
+    What was sent in vain, or Lago refused, is given up: should Lago get it after all, that is a finding.
 
     Raises:
         ReviewError: without a note, or when nothing is left to exclude.
@@ -91,7 +91,8 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
         void: dict[str, Any] = {"state": "void", "reason": None}
         given_up = {"given_up_at": clock.now(), "next_attempt_at": clock.now(), "lease": None}
         moves = session.events.filter(kind="move", state="held", attempts=0).update(**void)
-        if moves + _in_vain(session).update(**void, **given_up):
+        in_vain = _in_vain(session) | session.events.filter(state="rejected")
+        if moves + in_vain.update(**void, **given_up):
             with connection.cursor() as cursor:
                 hold_differences(cursor, [session.pk])
             session.refresh_from_db()

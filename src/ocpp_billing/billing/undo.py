@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.models import EventState, Ruling, RulingKind
-from ocpp_billing.billing.outbox import hold_difference
+from ocpp_billing.billing.outbox import hold_differences
 from ocpp_billing.billing.refunds import take_back_credit
 from ocpp_billing.billing.review import ReviewError
 from ocpp_billing.charging.models import ChargingSession
@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 
 
 def is_carried_out(ruling: Ruling) -> bool:
-    """Whether something was sent to Lago by an order, so that it cannot be taken back any more."""
-    if ruling.kind in {RulingKind.EXCLUDE, RulingKind.CREDIT}:
+    """Whether an order cannot be taken back any more.
+
+    Something was sent to Lago by it; or an exclusion gave up what Lago might still get: billed anew, it
+    could be billed twice.
+    """
+    events = ruling.session.events
+    if ruling.kind == RulingKind.CREDIT:
         return False
-    events = ruling.session.events.filter(created_at__gte=ruling.at, attempts__gt=0)
-    return events.exclude(state=EventState.VOID).exists()
+    if ruling.kind == RulingKind.EXCLUDE:
+        return events.filter(given_up_at__isnull=False).exists()
+    sent = events.filter(created_at__gte=ruling.at, attempts__gt=0)
+    return sent.exclude(state=EventState.VOID).exists()
 
 
 def revoke(ruling_id: int, *, by: str, user: User | None = None) -> None:
@@ -42,15 +49,15 @@ def revoke(ruling_id: int, *, by: str, user: User | None = None) -> None:
             raise ReviewError(f"The order about session {session.steve_id} was taken back already.")
         if is_carried_out(ruling):
             raise ReviewError(
-                f"Session {session.steve_id} was sent to Lago by that order, and Lago deletes nothing: move "
-                "it to another subscription, or write a credit note."
+                f"That order about session {session.steve_id} was carried out, and Lago deletes nothing: "
+                "bill it by hand, move it to another subscription, or write a credit note."
             )
         ruling.revoked_at = clock.now()
         ruling.save(update_fields=["revoked_at"])
         before = {"state": session.state, "reason": session.reason}
         if ruling.kind == RulingKind.CREDIT:
             take_back_credit(session, ruling)
-            hold_difference(cursor, session.pk)
+            hold_differences(cursor, [session.pk])
         elif ruling.kind == RulingKind.EXCLUDE and _was_still_open(session):
             cursor.execute(_OPEN_AGAIN, {"id": session.pk, "now": clock.now()})
         else:

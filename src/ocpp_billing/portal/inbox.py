@@ -315,9 +315,10 @@ class Ordered:
 
 _RECENT = """
 SELECT r.kind, r.note, min(r.id), max(r.id), count(*), sum(greatest(s.energy_wh, 0))::bigint, min(s.steve_id),
-    max(r.at), bool_or(r.kind IN ('exclude', 'credit') OR NOT EXISTS (
-        SELECT FROM usage_event e WHERE e.session_id = s.id AND e.state <> 'void' AND e.attempts > 0
-          AND e.created_at >= r.at
+    max(r.at), bool_or(r.kind = 'credit' OR NOT EXISTS (
+        SELECT FROM usage_event e WHERE e.session_id = s.id AND CASE WHEN r.kind = 'exclude'
+            THEN e.given_up_at IS NOT NULL
+            ELSE e.state <> 'void' AND e.attempts > 0 AND e.created_at >= r.at END
     ))
 FROM ruling r JOIN charging_session s ON s.id = r.session_id
 WHERE r.user_id = %(user)s AND r.revoked_at IS NULL AND r.at > %(since)s AND s.source_id = %(source)s

@@ -11,7 +11,7 @@ def choices(*values: str) -> list[tuple[str, str]]:
 class Migration(migrations.Migration):
     """Refunds that were given by a credit note count as events that are never sent."""
 
-    dependencies = [("billing", "0003_history_checked")]
+    dependencies = [("billing", "0004_given_up")]
 
     operations = [
         migrations.RemoveConstraint("usageevent", "usage_event_state_known"),
