@@ -39,6 +39,18 @@ ADMIN = [
     ("ADMIN_NAME", "Name of the first admin"),
 ]
 
+# Not settings of the product: read by docker-compose.yml only.
+COMPOSE = [
+    (
+        "POSTGRES_PASSWORD",
+        "",
+        "Password of the database, required: the output of openssl rand -hex 24, say (a $ in it needs '...')",
+    ),
+    ("APP_PUBLISH", "127.0.0.1:8000", "Address and port of the host on which the portal is published"),
+    ("IMAGE_TAG", "latest", "Tag of the image that is built and run"),
+    ("SETTINGS_FILE", ".env", "File that the containers take all other settings from"),
+]
+
 
 def env_example() -> str:
     """The text of ``.env.example``: every setting as a comment, with its default and its meaning."""
@@ -48,6 +60,8 @@ def env_example() -> str:
         parts += [f"# {meaning}.\n#{name}={default}\n" for name, default, meaning in settings]
     parts.append("# -- First admin: read by `ocpp-billing create-admin` only " + "-" * 48 + "\n")
     parts += [f"# {meaning}.\n#{name}=\n" for name, meaning in ADMIN]
+    parts.append("# -- Docker Compose: read by docker-compose.yml only " + "-" * 55 + "\n")
+    parts += [f"# {meaning}.\n#{name}={default}\n" for name, default, meaning in COMPOSE]
     return "\n".join(parts)
 
 
@@ -67,6 +81,9 @@ def settings_reference() -> str:
     ]
     lines += ["", "| Variable | Meaning |", "|---|---|"]
     lines += [_row(name, meaning) for name, meaning in ADMIN]
+    lines += ["", "## Docker Compose", "", "Read by `docker-compose.yml` only."]
+    lines += ["", "| Variable | Default | Meaning |", "|---|---|---|"]
+    lines += [_row(name, f"`{default}`" if default else "", meaning) for name, default, meaning in COMPOSE]
     return "\n".join(lines) + "\n"
 
 

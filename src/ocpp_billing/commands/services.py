@@ -1,12 +1,23 @@
-"""The services: everything at once, or web, worker and migrations by themselves."""
+"""The services: everything at once, or web, worker and migrations by themselves; and whether they live."""
 
 from __future__ import annotations
 
 import os
+from http import HTTPStatus
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING
 
 from ocpp_billing import __version__
-from ocpp_billing.commands.ground import DONE, CommandError, Commands, ledger, note, out, set_up_django
+from ocpp_billing.commands.ground import (
+    DONE,
+    FAILED,
+    CommandError,
+    Commands,
+    ledger,
+    note,
+    out,
+    set_up_django,
+)
 from ocpp_billing.config import Config, ConfigError, read_environment
 from ocpp_billing.embedded.database import data_dir_of, database
 
@@ -15,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Commands) -> None:
-    """Add ``up``, ``web``, ``worker`` and ``migrate``."""
+    """Add ``up``, ``web``, ``worker``, ``migrate`` and ``healthy``."""
     added = commands.add(
         "up", up, "everything on one machine: PostgreSQL, migrations, web and worker", service=True
     )
@@ -25,6 +36,14 @@ def add_commands(commands: Commands) -> None:
     added.add_argument("--processes", type=int, default=1, help="web processes beside each other (1)")
     commands.add("worker", worker, "run the sync worker", "A second one is a standby.", service=True)
     commands.add("migrate", migrate, "bring the database's schema up to date")
+    added = commands.add(
+        "healthy",
+        healthy,
+        "check that this machine's web process or worker lives",
+        "For health checks of containers and service managers. Exit code 0 or 1.",
+    )
+    added.add_argument("service", choices=["web", "worker"])
+    added.add_argument("--port", type=int, default=8000, help="port of the web process (%(default)s)")
 
 
 def _listens(parser: argparse.ArgumentParser) -> None:
@@ -109,4 +128,37 @@ def migrate(config: Config, _args: argparse.Namespace) -> int:
         from django.core.management import call_command
 
         call_command("migrate", interactive=False, verbosity=1)
+    return DONE
+
+
+def healthy(config: Config, args: argparse.Namespace) -> int:
+    """Check that this machine's web process answers, or that its worker was heard of lately."""
+    if args.service == "web":
+        return _web_answers(args.port)
+    with ledger(config):
+        from ocpp_billing import clock
+        from ocpp_billing.sync.liveness import heard_of_here
+
+        if heard_of_here(clock.now()):
+            out("The worker of this machine lives.")
+            return DONE
+    note("No worker of this machine was heard of lately: look at its log.")
+    return FAILED
+
+
+def _web_answers(port: int) -> int:
+    """Whether ``/healthz`` answers; that one needs neither the database nor a sign-in."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=3)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except OSError as error:
+        note(f"The web process does not answer on port {port}: {error}")
+        return FAILED
+    finally:
+        connection.close()
+    if status != HTTPStatus.OK:
+        note(f"The web process answers {status} on port {port}: look at its log.")
+        return FAILED
+    out("The web process lives.")
     return DONE

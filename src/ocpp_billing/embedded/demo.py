@@ -50,18 +50,27 @@ class DemoWorld:
     begins_at: datetime
 
     @classmethod
-    def of_release(cls, release: str) -> DemoWorld:
+    def of_release(
+        cls, release: str, *, host: str = "127.0.0.1", steve_port: int = 0, lago_port: int = 0
+    ) -> DemoWorld:
         """Simulate both systems with the recording of a StEvE release; nothing is served yet.
+
+        Args:
+            release: of which there is a recording.
+            host: to listen on.
+            steve_port: 0 = any that is free.
+            lago_port: 0 = any that is free.
 
         Raises:
             ValueError: when that release was not recorded.
+            OSError: when a port is taken.
         """
         now = clock.now()
         shift = recording_offset(now, release)
-        steve = SteveSimulator(release)
+        steve = SteveSimulator(release, host=host, port=steve_port)
         steve.load_recording(release, shift=shift)
         begins_at = (now - BEGINS_BEFORE).replace(microsecond=0)
-        lago = LagoSimulator()
+        lago = LagoSimulator(host=host, port=lago_port)
         lago.create_metric(name="EV charging (kWh)")
         lago.create_plan(name="EV pay as you go")
         for customer, name in CUSTOMERS.values():
@@ -77,7 +86,7 @@ class DemoWorld:
         return cls(steve, lago, begins_at)
 
     def start(self) -> None:
-        """Serve both, on free ports of the loopback interface."""
+        """Serve both."""
         self.steve.start()
         self.lago.start()
 
@@ -125,8 +134,12 @@ def fresh_database() -> None:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
 
 
-def furnish(world: DemoWorld) -> str:
+def furnish(world: DemoWorld, *, empty: bool = False) -> str:
     """Make the demo's admin, mappings and go-live date in the empty ledger.
+
+    Args:
+        world: the simulated systems.
+        empty: make the admin only: who tries it maps and goes live by themselves.
 
     Returns:
         The admin's password.
@@ -139,6 +152,8 @@ def furnish(world: DemoWorld) -> str:
     config = load_config()
     password = secrets.token_urlsafe(12)
     create_admin(ADMIN_EMAIL, password, "Demo admin", actor="demo")
+    if empty:
+        return password
     for tag, (customer, name) in CUSTOMERS.items():
         create_mapping(
             source=config.steve_source,

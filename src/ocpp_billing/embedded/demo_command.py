@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import ocpp_billing
+from ocpp_billing.commands.ground import CommandError
 from ocpp_billing.config import load_config
 from ocpp_billing.embedded.database import data_dir_of, set_up_schema
 from ocpp_billing.embedded.demo import (
@@ -20,47 +23,46 @@ from ocpp_billing.embedded.demo import (
 from ocpp_billing.embedded.postgres import EmbeddedPostgres
 from ocpp_billing.embedded.services import Service, Services, port_is_free
 
+NO_RECORDING = "There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
 
-def run_demo(*, release: str, once: bool, port: int, reload: bool) -> int:
+
+def run_demo(*, release: str, once: bool, empty: bool, port: int, reload: bool) -> int:
     """Set everything up, synchronize once, show the outcome, and serve the portal until Ctrl-C.
 
     Returns:
         The exit code of the first synchronization; 0 after serving.
     """
-    from ocpp_billing.commands.ground import CommandError
-
     if not once and not port_is_free("127.0.0.1", port):
         raise CommandError(f"Port {port} is taken. Choose another with --port.")
     try:
         world = DemoWorld.of_release(release)
     except ValueError:
-        raise CommandError(
-            f"There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
-        ) from None
+        raise CommandError(NO_RECORDING.format(release=release)) from None
     world.start()
     isolate_environment(world)
     os.environ["AUTH_URL"] = f"http://localhost:{port}"
     try:
         with EmbeddedPostgres(data_dir_of(load_config()), notice=say) as server:
             os.environ["DATABASE_URL"] = server.url
-            return _demonstrate(world, release=release, once=once, port=port, reload=reload)
+            return _demonstrate(world, release=release, once=once, empty=empty, port=port, reload=reload)
     finally:
         world.stop()
 
 
-def _demonstrate(world: DemoWorld, *, release: str, once: bool, port: int, reload: bool) -> int:
+def _demonstrate(world: DemoWorld, *, release: str, once: bool, empty: bool, port: int, reload: bool) -> int:
     from ocpp_billing.commands.ground import set_up_django
 
     fresh_database()
     set_up_django()
     set_up_schema(embedded=True)
-    password = furnish(world)
+    password = furnish(world, empty=empty)
     if once:
         return _synchronize(world, release)
     services = Services([Service("web", ["web", "--port", str(port)]), Service("worker", ["worker"])])
     services.start()
     try:
-        _synchronize(world, release)
+        if not empty:
+            _synchronize(world, release)
         if not services.wait_for_port("127.0.0.1", port):
             return 0
         say("")
@@ -69,6 +71,8 @@ def _demonstrate(world: DemoWorld, *, release: str, once: bool, port: int, reloa
         say(f"Password  {password}")
         say(f"StEvE     {world.steve.base_url} (simulated)")
         say(f"Lago      {world.lago.url} (simulated)")
+        if empty:
+            say("Nothing is mapped and nothing is sent yet: the portal leads on (and docs/tutorial.md).")
         say("Ctrl-C ends it all.")
         if reload:
             _serve_reloading(services)
@@ -105,3 +109,27 @@ def _serve_reloading(services: Services) -> None:
             sys.stderr.write(f"{names} changed: web and worker start again\n")
             services.restart()
         services.revive()
+
+
+def serve_demo_world(*, release: str, host: str, steve_port: int, lago_port: int) -> int:
+    """Serve the demo's two systems alone, for a product that runs elsewhere, until SIGINT or SIGTERM."""
+    try:
+        world = DemoWorld.of_release(release, host=host, steve_port=steve_port, lago_port=lago_port)
+    except ValueError:
+        raise CommandError(NO_RECORDING.format(release=release)) from None
+    except OSError as error:
+        raise CommandError(
+            f"The ports {steve_port} (StEvE) and {lago_port} (Lago) cannot be had: {error.strerror}. Choose "
+            "others with --steve-port and --lago-port."
+        ) from None
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    world.start()
+    try:
+        for name, value in world.environment().items():
+            say(f"{name}={value}")
+        over.wait()
+    finally:
+        world.stop()
+    return 0

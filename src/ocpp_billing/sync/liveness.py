@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -68,3 +69,14 @@ def worker_alive(source: str, now: datetime) -> Liveness:
     if not first.leader:
         return Liveness(True, first.started_at, first.seen_at, None, None, last_completed)
     return Liveness(True, first.started_at, first.seen_at, first.worker, first.next_run_at, last_completed)
+
+
+def heard_of_here(now: datetime) -> bool:
+    """Whether a worker of this machine said lately that it is alive, leading or standing by."""
+    here = f"{socket.gethostname()}:"  # sync/worker.py names workers so
+    return WorkerHeartbeat.objects.filter(
+        kind=WorkerKind.WORKER,
+        worker__startswith=here,
+        stopped_at=None,
+        seen_at__gt=now - SILENT_AFTER,
+    ).exists()
