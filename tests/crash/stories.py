@@ -157,7 +157,7 @@ def _three_sessions(world: World) -> None:
         world.session("TAG-ALICE", f"CP-{number}", energy_wh=2_000 + number)
 
 
-def _late_request_arrives(world: World) -> None:
+def late_request_arrives(world: World) -> None:
     """A request of an earlier leader, long under way, arrives just before ours: one event is known then."""
     event = UsageEvent.objects.filter(state="queued").order_by("id")[1]
     body = b'{"event": %s}' % event.payload.encode()
@@ -348,7 +348,7 @@ STORIES = (
         "duplicate_in_a_batch",
         _three_sessions,
         {"sub-alice": 6_003},
-        meanwhile={BEFORE_POST: _late_request_arrives},
+        meanwhile={BEFORE_POST: late_request_arrives},
     ),
     Story("going_live", _shadow, {"sub-alice": 5_000}, act=_go_live),
     Story(

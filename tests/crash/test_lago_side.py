@@ -9,8 +9,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from ocpp_billing.billing.models import UsageEvent
+from tests.crash.enumeration import come_to_rest
 from tests.crash.lago_side import LagoSide, prepare
+from tests.crash.mortal import Mortal
 from tests.crash.saved import saved
+from tests.crash.stories import BEFORE_POST, late_request_arrives
 
 STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
 EXAMPLES, STEPS = 8, 20
@@ -52,3 +56,33 @@ def test_whatever_lago_does_for_long(world, store, record_property):
     number = random.SystemRandom().randrange(2**32)
     record_property("seed", number)
     play(world, number, EXAMPLES_LONG, STEPS_LONG)
+
+
+# -- what it found ------------------------------------------------------------------------------------------
+
+
+def sessions_in_advance(world):
+    """Three sessions that are charged in advance, on a Lago that knows their customer."""
+    prepare(world)
+    for number in range(3):
+        world.session("TAG-CAROL", f"CP-{number}", energy_wh=1_000 + number)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_batch_that_is_stored_in_part_loses_nothing_that_is_charged_in_advance(world):
+    sessions_in_advance(world)
+    Mortal(meanwhile={BEFORE_POST: lambda: late_request_arrives(world)}).live(world.sync)
+    come_to_rest(world)
+    assert world.lago_wh() == 3_003
+
+
+def test_what_lago_stored_and_never_charged_in_advance_is_held_after_a_day(world):
+    sessions_in_advance(world)
+    world.lago.lose_jobs(1)
+    world.sync()
+    uncharged = UsageEvent.objects.get(state="accepted")
+    world.clock.advance(days=1)
+    world.sync()
+    assert world.state_of(uncharged.session.steve_id) == ("held", "conflict_in_lago")
+    come_to_rest(world)
+    assert world.lago_wh() == 3_003 - uncharged.energy_wh

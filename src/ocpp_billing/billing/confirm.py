@@ -36,11 +36,17 @@ log = get_logger(__name__)
 # An event that Lago took and does not show for so long was lost there (its ClickHouse store answers before
 # it stores): it is sent again, to the byte the same.
 LOST_AFTER = timedelta(minutes=10)
+# Lago charges in advance by a job after storing; where it made no fee for so long, the job was lost.
+CHARGED_WITHIN = timedelta(days=1)
 # Lago keeps milliseconds, and before v1.48 took them through a binary fraction: it may show an event a
 # millisecond earlier than it was sent.
 CLOCK_GRAIN = timedelta(milliseconds=2)
 # Lago shows the last instant of a period in whole seconds.
 LAST_SECOND = timedelta(milliseconds=999)
+NOT_CHARGED = (
+    "Lago holds it and has charged no fee for it, though its plan charges in advance, and charges none "
+    "for it any more: look for the fee in Lago; if there is none, write an invoice by hand, then exclude it"
+)
 ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
 
 
@@ -135,7 +141,17 @@ def _confirm_group(
     if lost:
         _send_again(lost, fence)
     if group.pay_in_advance:
-        equal = [item for item in equal if _is_charged(item, client, directory)]
+        charged = [item for item in equal if _is_charged(item, client, directory)]
+        uncharged = [
+            (item, NOT_CHARGED)
+            for item in equal
+            if item not in charged and item.accepted_at < clock.now() - CHARGED_WITHIN
+        ]
+        if uncharged:
+            _hold(uncharged, fence)
+            counts.conflicts += len(uncharged)
+            conflicts += uncharged
+        equal = charged
     elif equal:
         equal, too_late = _split_by_count(source, group, client, directory, metric, periods, equal)
         if too_late:

@@ -140,10 +140,13 @@ class Courier:
         customers = customers_to_ask(self.source, now)
         if customers:
             self.directory.refresh(customers, now)
+        charges = self.directory.charges_of_plans(plans_of_due(self.source, clock.now()))
+        in_advance = frozenset(code for code, charge in charges.items() if charge.pay_in_advance)
         self._contract = Contract(
             self.directory.metric_code,
             self.directory.field_name,
-            frozenset(self.directory.charges_of_plans(plans_of_due(self.source, clock.now()))),
+            frozenset(charges),
+            alone=in_advance if in_advance and self.directory.stores_parts_of_batches() else frozenset(),
         )
         if set_aside_unbilled(self.source, clock.now(), self._contract, self.fence):
             self.redecide()
@@ -253,9 +256,24 @@ class Courier:
                 to_send.append(item)
             else:
                 results.append(found)
-        if to_send:
-            results += self._send(to_send)
+        if together := [item for item in to_send if not item.alone]:
+            results += self._send(together)
+        results += self._send_apart([item for item in to_send if item.alone])
         self._record(results, lease)
+
+    def _send_apart(self, items: Sequence[ClaimedEvent]) -> list[EventResult]:
+        """Send each event by itself, until one is left open: then Lago is given a rest.
+
+        What an older Lago stores of a batch that it refuses it never charges in advance.
+        """
+        results: list[EventResult] = []
+        for item in items:
+            if self.stopped is not None or (results and results[-1].state == "queued"):
+                why = self.stopped or "what was sent before it is still open"
+                results.append(self._again(item, "not sent", why))
+            else:
+                results += self._send([item])
+        return results
 
     def _send(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
         """Send one batch and understand the answer."""

@@ -41,6 +41,7 @@ class ClaimedEvent:
         timestamp: the time Lago sees.
         missing_since: since when Lago, with a final invoice of the period, was seen not to hold it.
         is_held: it was claimed only to see how it stands.
+        alone: it must not be sent with others.
     """
 
     event_id: int
@@ -52,6 +53,7 @@ class ClaimedEvent:
     timestamp: datetime
     missing_since: datetime | None
     is_held: bool
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,13 @@ class Contract:
         metric_code: the billable metric.
         field_name: the property it sums; None = it is missing or does not sum, so nothing is billed.
         plans: codes of the plans that charge it.
+        alone: codes of those whose events must not be sent with others.
     """
 
     metric_code: str
     field_name: str | None
     plans: frozenset[str]
+    alone: frozenset[str] = frozenset()
 
 
 def claim_events(
@@ -133,6 +137,7 @@ def _bound(contract: Contract) -> dict[str, Any]:
         "metric_code": contract.metric_code,
         "field_name": contract.field_name,
         "plans": sorted(contract.plans),
+        "alone": sorted(contract.alone),
     }
 
 
@@ -342,7 +347,11 @@ AND (e.state = 'queued' OR (e.state = 'held' AND e.answer ->> 'outcome' = 'not f
 # An event that a refused batch did not name may just be sent again: Lago says so if it has it.
 _RETURNING = """
 e.id, e.attempts, e.payload, e.field_name, e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named',
-e.first_attempt_at, e.external_customer_id, e.timestamp, e.missing_since, e.state = 'held'
+e.first_attempt_at, e.external_customer_id, e.timestamp, e.missing_since, e.state = 'held',
+EXISTS (
+    SELECT 1 FROM lago_subscription at
+    WHERE at.lago_id = e.lago_subscription_id AND at.plan_code = ANY(%(alone)s::text[])
+)
 """
 
 _CLAIM = f"""

@@ -6,6 +6,7 @@ when it claims events.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ FRESH_FOR = timedelta(minutes=5)
 # Above so many customers one paged read of everything is cheaper than a call each.
 READ_ALL_ABOVE = 50
 SUMMING = "sum_agg"
+# Since this release Lago stores nothing of a batch that it refuses. What older ones store of it all the
+# same is counted in arrears, and never charged in advance.
+BATCHES_WHOLE_SINCE = (1, 39)
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class LagoDirectory:
     _metric: BillableMetric | None = None
     _metric_read: bool = False
     _promised: dict[str, int] = field(default_factory=dict)
+    _stores_parts: bool | None = None
 
     def metric(self) -> BillableMetric | None:
         """The billable metric, or None where Lago has none of that code."""
@@ -84,6 +89,17 @@ class LagoDirectory:
         if not charges:
             return None
         return PlanCharge(pay_in_advance=any(charge.pay_in_advance for charge in charges))
+
+    def stores_parts_of_batches(self) -> bool:
+        """Whether this Lago may store a part of a batch that it refuses; True where it does not say."""
+        if self._stores_parts is None:
+            try:
+                version = self.client.health().version or ""
+            except LagoError:
+                version = ""
+            said = re.match(r"v?(\d+)\.(\d+)", version)
+            self._stores_parts = said is None or (int(said[1]), int(said[2])) < BATCHES_WHOLE_SINCE
+        return self._stores_parts
 
     def counted_wh(self, row: SubscriptionRow) -> int | None:
         """What Lago counts of the metric in the row's current period, in Wh, cut; None = it does not say."""
