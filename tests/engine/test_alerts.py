@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 import json
 import socket
-import socketserver
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,10 +24,12 @@ from ocpp_billing.alerts.watchman import WorkerGuard
 from ocpp_billing.alerts.webhook import WebhookChannel, checked_address, is_forbidden
 from ocpp_billing.billing.models import BalanceProof
 from ocpp_billing.charging.models import ChargingSession, Source
+from ocpp_billing.mail import MailServer
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.sync.liveness import Liveness
 from ocpp_billing.sync.models import Alert, AlertMessage, WorkerHeartbeat
 from tests.engine.processes import eventually
+from tests.smtp import mail_server
 
 NOW = datetime(2026, 3, 17, 12, tzinfo=UTC)
 SECRET = "a secret of the tests, which is 32 characters or longer"
@@ -429,63 +430,12 @@ def answers(monkeypatch, *addresses):
     return asked
 
 
-class MailServer(socketserver.ThreadingTCPServer):
-    """As much SMTP as a client needs to hand over a message."""
-
-    daemon_threads = True
-
-    def __init__(self, refuses=""):
-        super().__init__(("127.0.0.1", 0), MailSession)
-        self.refuses, self.messages, self.recipients = refuses, [], []
-
-
-class MailSession(socketserver.StreamRequestHandler):
-    def handle(self):
-        self.say("220 test")
-        while line := self.rfile.readline().decode().strip():
-            word = line.upper().split(":")[0].split()[0]
-            if word == self.server.refuses:
-                self.say("550 no")
-            elif word == "RCPT":
-                self.server.recipients.append(line.partition(":")[2])
-                self.say("250 ok")
-            elif word == "DATA":
-                self.say("354 go on")
-                self.server.messages.append(self.read_message())
-                self.say("250 ok")
-            elif word == "QUIT":
-                self.say("221 bye")
-                return
-            else:
-                self.say("250 ok")
-
-    def read_message(self):
-        lines = []
-        while (line := self.rfile.readline()) != b".\r\n":
-            lines.append(line.decode())
-        return "".join(lines)
-
-    def say(self, text):
-        self.wfile.write(f"{text}\r\n".encode())
-
-
-@contextmanager
-def mail_server(**given):
-    with MailServer(**given) as server:
-        thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 class TestMail:
     @staticmethod
     def channel(port, security="none"):
         recipients = ("ops@example.org", "cfo@example.org")
-        return MailChannel("127.0.0.1", port, security, None, None, "billing@example.org", recipients)
+        server = MailServer("127.0.0.1", port, security, None, None, "billing@example.org")
+        return MailChannel(server, recipients)
 
     def test_everybody_gets_what_happened_and_what_to_do(self):
         with mail_server() as server:

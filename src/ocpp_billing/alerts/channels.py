@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ocpp_billing.alerts.conditions import TITLES
 from ocpp_billing.log import get_logger
+from ocpp_billing.mail import MailServer
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -110,8 +111,9 @@ def channels_of(config: Config) -> dict[str, Channel]:
     from ocpp_billing.alerts.webhook import WebhookChannel  # noqa: PLC0415
 
     channels: dict[str, Channel] = {"log": LogChannel()}
-    if config.alert_email_to and config.email_host and config.email_from:
-        channels["email"] = MailChannel.of(config)
+    server = MailServer.of(config)
+    if config.alert_email_to and server is not None:
+        channels["email"] = MailChannel(server, tuple(config.alert_email_to.split(",")))
     if config.alert_webhook_url and config.alert_webhook_secret:
         channels["webhook"] = WebhookChannel(config.alert_webhook_url, config.alert_webhook_secret)
     return channels
