@@ -137,6 +137,24 @@ ACCOUNT_UNIQUE_EMAIL = True
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_FORMS = {
+    "login": "ocpp_billing.accounts.forms.SignInForm",
+    "reauthenticate": "ocpp_billing.accounts.forms.ConfirmByPasswordForm",
+    "reset_password": "ocpp_billing.accounts.forms.RequestResetForm",
+    "user_token": "ocpp_billing.accounts.forms.ResetLinkForm",
+}
+# As allauth has it, but nobody's mailbox is flooded.
+ACCOUNT_RATE_LIMITS = {"reset_password": "20/m/ip,5/15m/key"}
+PASSWORD_RESET_TIMEOUT = 24 * 3600
+MFA_ADAPTER = "ocpp_billing.accounts.adapter.SecondFactorAdapter"
+MFA_FORMS = {
+    "authenticate": "ocpp_billing.accounts.forms.SecondStepForm",
+    "reauthenticate": "ocpp_billing.accounts.forms.ConfirmByCodeForm",
+}
+MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
+MFA_TOTP_ISSUER = "OCPP Billing Sync"
+# A code is typed while it runs out, and phones are some seconds off.
+MFA_TOTP_TOLERANCE = 1
 USERSESSIONS_TRACK_ACTIVITY = True
 
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
@@ -169,6 +187,8 @@ CACHES = {
         # Shared by all web processes: sign-in limits must count over all of them.
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "web_cache",
+        # With Django's 300 a flood of attempts would push the counters out of it.
+        "OPTIONS": {"MAX_ENTRIES": 20_000},
     }
 }
 

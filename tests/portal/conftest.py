@@ -9,6 +9,7 @@ from django.conf import settings as django_settings
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role, User
+from tests.smtp import mail_server
 
 PASSWORD = "correct horse battery staple"
 BACKEND = "allauth.account.auth_backends.AuthenticationBackend"
@@ -75,6 +76,21 @@ def configured(settings):
         billing_start="2026-01-01",
     )
     return settings.CONFIG
+
+
+@pytest.fixture
+def mailbox(settings, monkeypatch):
+    """A mail server that is set up; what would be sent after the answer is sent before it."""
+    monkeypatch.setattr("ocpp_billing.accounts.letters.soon", lambda work: work())
+    with mail_server() as server:
+        settings.CONFIG = dataclasses.replace(
+            django_settings.CONFIG,
+            email_host="127.0.0.1",
+            email_port=server.server_address[1],
+            email_security="none",
+            email_from="billing@example.org",
+        )
+        yield server
 
 
 @pytest.fixture

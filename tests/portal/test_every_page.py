@@ -25,9 +25,14 @@ OPEN = {
     "/accounts/logout/",
     "/accounts/inactive/",
     "/accounts/signup/",
+    "/accounts/password/reset/",
+    "/accounts/password/reset/done/",
+    # Leads to sign-in by itself, whoever did not give a password just now.
+    "/accounts/2fa/authenticate/",
 }
 PAGES = [
     "/",
+    "/account",
     "/accounts/logout/",
     "/accounts/password/change/",
     "/accounts/reauthenticate/",
@@ -37,10 +42,23 @@ PAGES = [
     "/mappings/import",
     "/mappings/new",
     "/mappings/new?tag=TAG-7",
+    "/settings/audit",
+    "/settings/tokens",
+    "/settings/tokens/new",
+    "/settings/users",
+    "/settings/users/invite",
     "/setup",
     "/sync",
 ]
-OPEN_PAGES = ["/accounts/login/", "/accounts/signup/", "/accounts/inactive/"]
+OPEN_PAGES = [
+    "/accounts/login/",
+    "/accounts/signup/",
+    "/accounts/inactive/",
+    "/accounts/password/reset/",
+    "/accounts/password/reset/done/",
+    "/accounts/password/reset/key/1-none/",
+    "/invitation/none",
+]
 
 
 def every_path():

@@ -1,5 +1,9 @@
 """Signing in and out, and the pages around it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from ocpp_billing.accounts.models import AuditEntry, Role, User
@@ -141,7 +145,49 @@ def test_confirming_that_it_is_you_wants_the_password(signed_in):
 
 
 @pytest.mark.parametrize(
-    "path", ["password/reset/", "email/", "confirm-email/", "password/set/", "2fa/", "sessions/", "3rdparty/"]
+    "path",
+    [
+        *("email/", "confirm-email/", "confirm-email/key/", "password/set/", "sessions/", "3rdparty/"),
+        *("login/code/confirm/", "password/reset/confirm/", "password/reset/key/done/"),
+        *("2fa/webauthn/", "2fa/trust/"),
+    ],
 )
-def test_pages_of_allauth_that_are_not_ours_yet_do_not_exist(signed_in, path):
+def test_pages_of_allauth_that_are_not_ours_do_not_exist(signed_in, path):
     assert signed_in().get(f"/accounts/{path}").status_code == 404
+
+
+def test_the_key_of_the_session_changes_at_sign_in(client):
+    """Session fixation: who planted a key in a browser before does not share the session after."""
+    add_person(Role.VIEWER)
+    client.get("/accounts/password/reset/key/x-y/")
+    session = client.session
+    session["planted"] = True
+    session.save()
+    planted = session.session_key
+    client.cookies["sessionid"] = planted
+    sign_in(client)
+
+    assert client.cookies["sessionid"].value != planted
+    client.cookies["sessionid"] = planted
+    assert client.get("/").status_code == 302
+
+
+def test_a_flood_does_not_push_the_counters_out_of_the_cache(settings):
+    from django.core.cache import cache
+
+    assert cache._max_entries == settings.CACHES["default"]["OPTIONS"]["MAX_ENTRIES"] == 20_000
+
+
+@pytest.mark.parametrize(
+    ("address", "secure"), [("https://billing.example.org", True), ("http://localhost:8000", False)]
+)
+def test_cookies_are_secure_when_the_address_is(address, secure):
+    program = (
+        "from ocpp_billing import settings as s;"
+        "print(s.SESSION_COOKIE_SECURE, s.CSRF_COOKIE_SECURE, s.SECURE_HSTS_SECONDS > 0)"
+    )
+    environment = os.environ | {"AUTH_URL": address, "OCPP_BILLING_ENV_FILE": ""}
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == [str(secure)] * 3

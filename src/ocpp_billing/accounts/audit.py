@@ -12,7 +12,9 @@ from ocpp_billing.accounts.models import AuditEntry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
+    from django.db.models import QuerySet
     from django.http import HttpRequest
 
     from ocpp_billing.accounts.models import User
@@ -59,6 +61,40 @@ def record(
         note=note,
         address=None if request is None else client_address(request),
     )
+
+
+def find_entries(
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    user_id: int | None = None,
+    who: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    mentions: str | None = None,
+) -> QuerySet[AuditEntry]:
+    """Entries, newest first; what is None does not matter.
+
+    Args:
+        since: at or after this instant.
+        until: before this instant.
+        user_id: by this person.
+        who: part of the actor's name, in any case.
+        action: the code or how it begins: ``mapping.create``, ``mapping.``.
+        target: exactly.
+        mentions: part of the target, in any case.
+    """
+    given = {
+        "at__gte": since,
+        "at__lt": until,
+        "user_id": user_id,
+        "actor__icontains": who,
+        "action__startswith": action,
+        "target": target,
+        "target__icontains": mentions,
+    }
+    rows = AuditEntry.objects.filter(**{name: value for name, value in given.items() if value is not None})
+    return rows.order_by("-pk")
 
 
 def client_address(request: HttpRequest) -> str | None:

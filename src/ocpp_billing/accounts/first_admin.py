@@ -17,6 +17,8 @@ from django.db import IntegrityError, transaction
 
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import Role, User
+from ocpp_billing.accounts.second_factor import remove_second_factor
+from ocpp_billing.accounts.sessions import drop_sessions
 
 
 class CreateAdminError(Exception):
@@ -48,6 +50,7 @@ def create_admin(
     name: str,
     *,
     reset_password: bool = False,
+    remove_two_factor: bool = False,
     actor: str = "command line",
 ) -> tuple[User, bool]:
     """Make an admin, or find the one that is there.
@@ -57,6 +60,7 @@ def create_admin(
         password: at least 12 characters, not common, not like the name or the address.
         name: as shown in the portal.
         reset_password: give an existing admin this password; ends all of their web sessions.
+        remove_two_factor: let an existing admin, who lost phone and recovery codes, sign in without a code.
         actor: who did it, for the audit log.
 
     Returns:
@@ -87,7 +91,10 @@ def create_admin(
         with transaction.atomic():
             known.set_password(password)
             known.save(update_fields=["password"])
+            drop_sessions(known)
             record("user.password_reset", actor=actor, target=f"user {known.email}")
+    if remove_two_factor:
+        remove_second_factor(known, by=None, actor=actor)
     return known, False
 
 

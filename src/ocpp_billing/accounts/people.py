@@ -9,6 +9,7 @@ from django.db import IntegrityError, transaction
 
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import Role, User
+from ocpp_billing.accounts.sessions import drop_sessions
 from ocpp_billing.effects import effect
 
 
@@ -75,7 +76,8 @@ def change_person(
 ) -> User:
     """Change a person's name or role, or close and open the account; None leaves a thing as it is.
 
-    A closed account's sessions and tokens are refused from then on, and a lower role holds for its tokens.
+    A closed account's sessions end, its tokens are refused as long as it is closed, and a lower role holds
+    for its tokens.
 
     Raises:
         User.DoesNotExist: when there is nobody of that number.
@@ -93,6 +95,8 @@ def change_person(
         if admin_ids == {user.pk} and not user.is_admin:
             raise PeopleConflictError("This is the last admin. Make somebody else an admin first.")
         user.save(update_fields=["name", "role", "is_active"])
+        if before["active"] and not user.is_active:
+            drop_sessions(user)
         record(
             "user.changed",
             user=by,

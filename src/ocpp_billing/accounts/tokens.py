@@ -148,6 +148,15 @@ def revoke_token(token: ApiToken, *, by: User, actor: str = "") -> None:
     token.refresh_from_db(fields=["revoked_at"])
 
 
+def revoke_tokens(user: User, *, by: User, actor: str = "") -> int:
+    """Revoke all tokens of a person; returns how many."""
+    with transaction.atomic():
+        tokens = list(ApiToken.objects.select_related("user").filter(user=user, revoked_at=None))
+        for token in tokens:
+            revoke_token(token, by=by, actor=actor)
+    return len(tokens)
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 

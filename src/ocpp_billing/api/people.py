@@ -6,7 +6,8 @@ from django.http import Http404
 from ninja import Query, Router, Status
 
 from ocpp_billing.accounts import people, tokens
-from ocpp_billing.accounts.models import ApiToken, AuditEntry, Role, User
+from ocpp_billing.accounts.audit import find_entries
+from ocpp_billing.accounts.models import ApiToken, Role, User
 from ocpp_billing.api.auth import ApiRequest, allow
 from ocpp_billing.api.errors import ApiError
 from ocpp_billing.api.pages import cut_page, decode_cursor
@@ -159,16 +160,15 @@ def list_audit(
     query: Query[AuditQuery],
 ) -> Any:
     """Who did what, to what, from where; newest first."""
-    given = {
-        "at__gte": query.since,
-        "at__lt": query.until,
-        "user_id": query.user,
-        "action__startswith": query.action,
-        "target": query.target,
-        "pk__lt": decode_cursor("audit", query.cursor),
-    }
-    rows = AuditEntry.objects.filter(**{name: value for name, value in given.items() if value is not None})
-    found = list(rows.order_by("-pk")[: query.limit + 1])
+    rows = find_entries(
+        since=query.since,
+        until=query.until,
+        user_id=query.user,
+        action=query.action,
+        target=query.target,
+    )
+    after = decode_cursor("audit", query.cursor)
+    found = list((rows if after is None else rows.filter(pk__lt=after))[: query.limit + 1])
     page, following = cut_page(found, query.limit, "audit", lambda entry: entry.pk)
     items = [
         {

@@ -24,6 +24,11 @@ def add_commands(commands: Commands) -> None:
         "Safe to repeat: an admin who is there already is left as is.",
     )
     added.add_argument("--reset-password", action="store_true", help="set an existing admin's password anew")
+    added.add_argument(
+        "--remove-two-factor",
+        action="store_true",
+        help="let an existing admin, who lost phone and recovery codes, sign in by password alone",
+    )
 
 
 def create_admin(config: Config, args: argparse.Namespace) -> int:
@@ -36,16 +41,27 @@ def create_admin(config: Config, args: argparse.Namespace) -> int:
 
         try:
             user, made = first_admin.create_admin(
-                email, password, name, reset_password=args.reset_password, actor=actor()
+                email,
+                password,
+                name,
+                reset_password=args.reset_password,
+                remove_two_factor=args.remove_two_factor,
+                actor=actor(),
             )
         except first_admin.CreateAdminError as error:
             raise CommandError("\n".join(error.problems)) from error
     if made:
         out(f"Admin {user.email} created. Sign in at {config.auth_url}")
-    elif args.reset_password:
-        out(f"Admin {user.email} was there already; the password was set anew.")
-    else:
-        out(f"Admin {user.email} was there already; nothing was changed.")
+        return DONE
+    changed = [
+        what
+        for asked, what in (
+            (args.reset_password, "the password was set anew"),
+            (args.remove_two_factor, "signing in takes no code any more"),
+        )
+        if asked
+    ]
+    out(f"Admin {user.email} was there already; {', '.join(changed) or 'nothing was changed'}.")
     return DONE
 
 

@@ -13,7 +13,8 @@ from ocpp_billing.charging.mask import mask_id_tag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from django.http import HttpRequest, HttpResponse
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
 
 
 def person(request: HttpRequest) -> User:
@@ -27,12 +28,12 @@ def person(request: HttpRequest) -> User:
     return request.user
 
 
-def needs(role: Role) -> Callable[[Callable[..., HttpResponse]], Callable[..., HttpResponse]]:
+def needs(role: Role) -> Callable[[Callable[..., HttpResponseBase]], Callable[..., HttpResponseBase]]:
     """A view for people with at least this role; for everybody else 403, whatever the method."""
 
-    def protect(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    def protect(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
         @wraps(view)
-        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
             if not role.within(Role(person(request).role)):
                 raise PermissionDenied
             return view(request, *args, **kwargs)

@@ -52,6 +52,9 @@ MENU: dict[str | Promise, list[MenuEntry]] = {
     ],
     _("Settings"): [
         MenuEntry(_("Set-up"), "list-check", "portal:setup"),
+        MenuEntry(_("Users"), "users", "portal:users", Role.ADMIN),
+        MenuEntry(_("Tokens"), "key", "portal:tokens"),
+        MenuEntry(_("Audit"), "history", "portal:audit", Role.ADMIN),
     ],
 }
 

@@ -3,10 +3,13 @@
 from django.urls import path
 
 from ocpp_billing.portal import (
+    account,
     acts,
     attention,
+    audit_log,
     dashboard,
     delivery,
+    invitation,
     live,
     mapping,
     mapping_form,
@@ -17,6 +20,8 @@ from ocpp_billing.portal import (
     setup,
     sync_now,
     theme,
+    tokens,
+    users,
 )
 
 app_name = "portal"
@@ -51,5 +56,22 @@ urlpatterns = [
     path("sync/<int:run_id>", runs.run, name="run"),
     path("sync/now", sync_now.sync_now, name="sync_now"),
     path("live", live.changes, name="live"),
+    path("account", account.account, name="account"),
+    path("account/sessions/end", account.end_other_sessions, name="end_other_sessions"),
+    path("account/sessions/<int:session_id>/end", account.end_one_session, name="end_session"),
+    path("invitation/<str:link>", invitation.accept_invitation, name="invitation"),
+    path("settings/users", users.users, name="users"),
+    path("settings/users/invite", users.invite, name="invite"),
+    path("settings/users/<int:user_id>", users.user, name="user"),
+    path("settings/users/<int:user_id>/<slug:act>", users.user_act, name="user_act"),
+    path("settings/invitations/<int:invitation_id>/renew", users.renew_invitation, name="renew_invitation"),
+    path(
+        "settings/invitations/<int:invitation_id>/revoke", users.revoke_invitation, name="revoke_invitation"
+    ),
+    path("settings/tokens", tokens.tokens, name="tokens"),
+    path("settings/tokens/new", tokens.new_token, name="new_token"),
+    path("settings/tokens/<int:token_id>/revoke", tokens.revoke, name="revoke_token"),
+    path("settings/audit", audit_log.audit, name="audit"),
+    path("settings/audit.csv", audit_log.audit_file, name="audit_file"),
     path("theme", theme.choose_theme, name="theme"),
 ]

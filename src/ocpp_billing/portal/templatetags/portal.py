@@ -18,6 +18,7 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.portal import acts
 from ocpp_billing.portal import format as written
 from ocpp_billing.portal.access import seen_tag
+from ocpp_billing.portal.browsers import describe_browser
 from ocpp_billing.portal.wording import STATES
 
 if TYPE_CHECKING:
@@ -158,6 +159,12 @@ def _time(at: datetime, words: str, *, ticking: str = "") -> SafeString:
     return format_html(
         '<time datetime="{}" title="{}"{}>{}</time>', at.isoformat(), written.utc(at), relative, words
     )
+
+
+@register.filter
+def browser(user_agent: str) -> str:
+    """A browser in words: ``Firefox on Linux``."""
+    return describe_browser(user_agent)
 
 
 @register.filter

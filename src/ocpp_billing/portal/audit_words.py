@@ -1,0 +1,129 @@
+"""What the acts in the audit log are called, and how before and after are written. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from django.utils.functional import Promise
+
+# As `record()` is given them: always with an offset.
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+\d\d:\d\d")
+
+# By what they are about; the codes are those of `record()`. A code without words is shown as it is.
+ACTIONS: dict[str, str | Promise] = {
+    "account.signed_in": gettext_lazy("Signed in"),
+    "account.password_changed": gettext_lazy("Changed their password"),
+    "account.password_reset": gettext_lazy("Chose a new password by a link"),
+    "account.reset_requested": gettext_lazy("A link for a new password was sent"),
+    "account.session_ended": gettext_lazy("Signed out another browser"),
+    "account.sessions_ended": gettext_lazy("Signed out all other browsers"),
+    "account.two_factor_on": gettext_lazy("Switched two-factor sign-in on"),
+    "account.two_factor_off": gettext_lazy("Switched two-factor sign-in off"),
+    "account.recovery_codes_renewed": gettext_lazy("Made new recovery codes"),
+    "account.recovery_code_used": gettext_lazy("Used a recovery code"),
+    "user.created": gettext_lazy("Added a person"),
+    "user.changed": gettext_lazy("Changed a person"),
+    "user.password_reset": gettext_lazy("Set a password anew"),
+    "user.reset_link_made": gettext_lazy("Made a link for a new password"),
+    "user.sessions_ended": gettext_lazy("Signed a person out everywhere"),
+    "user.two_factor_removed": gettext_lazy("Removed two-factor sign-in of a person"),
+    "invitation.created": gettext_lazy("Invited somebody"),
+    "invitation.renewed": gettext_lazy("Sent an invitation again"),
+    "invitation.revoked": gettext_lazy("Revoked an invitation"),
+    "invitation.accepted": gettext_lazy("Accepted an invitation"),
+    "token.created": gettext_lazy("Made an API token"),
+    "token.revoked": gettext_lazy("Revoked an API token"),
+    "mapping.create": gettext_lazy("Mapped a tag"),
+    "mapping.change": gettext_lazy("Changed a mapping"),
+    "mapping.end": gettext_lazy("Ended a mapping"),
+    "mapping.switch_on": gettext_lazy("Switched a mapping on"),
+    "mapping.switch_off": gettext_lazy("Switched a mapping off"),
+    "mapping.note": gettext_lazy("Changed the note of a mapping"),
+    "mapping.verify": gettext_lazy("Had a mapping checked against Lago"),
+    "mapping.delete": gettext_lazy("Deleted a mapping"),
+    "tag.acknowledge": gettext_lazy("Said that a tag is still the same"),
+    "session.accept": gettext_lazy("Accepted a session"),
+    "session.exclude": gettext_lazy("Excluded a session"),
+    "session.assign": gettext_lazy("Assigned a session"),
+    "session.revoke": gettext_lazy("Took an order about a session back"),
+    "session.credit": gettext_lazy("Settled a refund by credit note"),
+    "session.reading": gettext_lazy("Entered a meter reading"),
+    "session.move": gettext_lazy("Moved a billed session"),
+    "session.close": gettext_lazy("Asked StEvE to close a session"),
+    "session.closed": gettext_lazy("Closed a session in StEvE"),
+    "event.retry": gettext_lazy("Sent a refused event again"),
+    "delivery.go_live": gettext_lazy("Went live"),
+    "delivery.pause": gettext_lazy("Paused delivery"),
+    "delivery.resume": gettext_lazy("Resumed delivery"),
+    "delivery.adopt": gettext_lazy("Adopted events from Lago"),
+    "lago.set_up": gettext_lazy("Set up Lago for this product"),
+    "sync.requested": gettext_lazy("Asked for a synchronization"),
+}
+
+# What can be chosen above the list: how the codes begin.
+SUBJECTS: dict[str, str | Promise] = {
+    "account.": gettext_lazy("Sign-in and own account"),
+    "user.": gettext_lazy("People"),
+    "invitation.": gettext_lazy("Invitations"),
+    "token.": gettext_lazy("API tokens"),
+    "mapping.": gettext_lazy("Mappings"),
+    "tag.": gettext_lazy("Tags"),
+    "session.": gettext_lazy("Sessions"),
+    "event.": gettext_lazy("Usage events"),
+    "delivery.": gettext_lazy("Delivery"),
+    "lago.": gettext_lazy("Lago"),
+    "sync.": gettext_lazy("Synchronization"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One fact before and after; ``None`` = it was not, or is no more."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+def changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[Change]:
+    """What differs; what stayed the same is left out, and what was neither there before nor is set now."""
+    old, new = dict(before or {}), dict(after or {})
+    return [
+        Change(name.replace("_", " "), _written(old, name), _written(new, name))
+        for name in dict.fromkeys([*old, *new])
+        if _differs(name, old, new)
+    ]
+
+
+def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    if name in old and name in new:
+        return bool(old[name] != new[name])
+    value = old.get(name, new.get(name))
+    return value is not None and value != ""
+
+
+def _written(facts: Mapping[str, Any], name: str) -> str | None:
+    if name not in facts:
+        return None
+    value = facts[name]
+    if value is None or value == "":
+        return _("none")
+    if isinstance(value, bool):
+        return _("yes") if value else _("no")
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and _INSTANT.fullmatch(value):
+        return date_format(timezone.localtime(datetime.fromisoformat(value)), "j M Y, H:i")
+    return str(value)

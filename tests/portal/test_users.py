@@ -1,0 +1,166 @@
+"""The users page and what an admin does to a person: each act is confirmed, done and audited."""
+
+import html
+
+import pytest
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from ocpp_billing.accounts import invitations
+from ocpp_billing.accounts.models import AuditEntry, Role, User
+from ocpp_billing.accounts.tokens import authenticate_token, issue_token
+from tests.portal.conftest import BACKEND, add_person
+
+pytestmark = pytest.mark.django_db
+
+
+def text(answer):
+    return html.unescape(answer.content.decode())
+
+
+@pytest.fixture
+def admin(signed_in):
+    return signed_in(Role.ADMIN)
+
+
+@pytest.fixture
+def vera():
+    return add_person(Role.VIEWER)
+
+
+def browser_of(person):
+    client = Client(headers={"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Firefox/140.0"})
+    client.force_login(person, BACKEND)
+    client.get("/account")
+    return client
+
+
+def audit(action):
+    return AuditEntry.objects.get(action=action)
+
+
+def test_the_list_shows_who_may_sign_in(admin, vera):
+    add_person(Role.OPERATOR, is_active=False)
+    browser_of(vera)
+    issue_token(vera, name="export", role=Role.VIEWER, expires_at=None)
+    page = text(admin.get("/settings/users"))
+    assert "2 people can sign in" in page
+    assert "viewer@example.org" in page
+    assert "deactivated" in page
+    assert "has never" not in page
+
+
+def test_the_queries_do_not_grow_with_the_people(admin):
+    with CaptureQueriesContext(connection) as few:
+        admin.get("/settings/users")
+    by = User.objects.get(role=Role.ADMIN)
+    for n in range(20):
+        browser_of(add_person(Role.VIEWER, f"viewer{n}@example.org"))
+        invitations.invite(email=f"i{n}@example.org", name="I", role=Role.VIEWER, by=by)
+    with CaptureQueriesContext(connection) as many:
+        assert "viewer19@example.org" in text(admin.get("/settings/users"))
+    assert len(many) == len(few)
+
+
+def test_a_role_is_changed_and_the_audit_says_from_what_to_what(admin, vera):
+    answer = admin.post(f"/settings/users/{vera.pk}", {"name": "Vera", "role": "operator"}, follow=True)
+    assert "Vera is changed." in text(answer)
+    entry = audit("user.changed")
+    assert (entry.actor, entry.target, entry.address) == (
+        "admin@example.org",
+        "user viewer@example.org",
+        "127.0.0.1",
+    )
+    assert (entry.before["role"], entry.after["role"]) == ("viewer", "operator")
+    assert (entry.before["name"], entry.after["name"]) == ("The viewer", "Vera")
+
+
+def test_the_last_admin_stays_one(admin):
+    me = User.objects.get()
+    answer = admin.post(f"/settings/users/{me.pk}", {"name": "Me", "role": "viewer"})
+    assert "This is the last admin. Make somebody else an admin first." in text(answer)
+    answer = admin.post(f"/settings/users/{me.pk}/deactivate", follow=True)
+    assert "This is the last admin" in text(answer)
+    me.refresh_from_db()
+    assert me.is_admin
+    assert not AuditEntry.objects.exists()
+
+
+def test_an_admin_who_gives_the_role_away_lands_where_they_still_may_be(admin):
+    add_person(Role.ADMIN, "other@example.org")
+    me = User.objects.get(email="admin@example.org")
+    answer = admin.post(f"/settings/users/{me.pk}", {"name": "Me", "role": "viewer"})
+    assert answer.headers["Location"] == "/account"
+    assert admin.get("/settings/users").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        ("new-password", "gets a link to choose a new password"),
+        ("end-sessions", "Every browser is signed out at once."),
+        ("revoke-tokens", "This cannot be undone."),
+        ("remove-two-factor", "Make sure that it is really The viewer who asks."),
+        ("deactivate", "cannot sign in any more"),
+        ("activate", "can sign in again"),
+    ],
+)
+def test_before_an_act_the_page_says_what_it_will_do_and_nothing_is_done(admin, vera, act, says):
+    page = text(admin.get(f"/settings/users/{vera.pk}/{act}"))
+    assert says in page
+    assert not AuditEntry.objects.exists()
+    assert admin.get(f"/settings/users/{vera.pk}/delete").status_code == 404
+
+
+def test_sign_out_everywhere(admin, vera):
+    first, second = browser_of(vera), browser_of(vera)
+    page = text(admin.get(f"/settings/users/{vera.pk}"))
+    assert "Signed in on 2 browsers: Firefox on Linux" in page
+    answer = admin.post(f"/settings/users/{vera.pk}/end-sessions", follow=True)
+    assert "The viewer is signed out everywhere; 2 sessions ended." in text(answer)
+    assert [one.get("/account").status_code for one in (first, second)] == [302, 302]
+    assert audit("user.sessions_ended").before == {"sessions": 2}
+    assert admin.get("/settings/users").status_code == 200
+
+
+def test_revoke_all_tokens(admin, vera):
+    _, kept = issue_token(User.objects.get(role=Role.ADMIN), name="mine", role=Role.VIEWER, expires_at=None)
+    made = [issue_token(vera, name=f"t{n}", role=Role.VIEWER, expires_at=None)[1] for n in range(2)]
+    answer = admin.post(f"/settings/users/{vera.pk}/revoke-tokens", follow=True)
+    assert "2 tokens of The viewer are revoked." in text(answer)
+    assert [authenticate_token(one) for one in made] == [None, None]
+    assert authenticate_token(kept) is not None
+    assert AuditEntry.objects.filter(action="token.revoked", actor="admin@example.org").count() == 2
+
+
+def test_remove_two_factor(admin, vera):
+    for kind in (Authenticator.Type.TOTP, Authenticator.Type.RECOVERY_CODES):
+        Authenticator.objects.create(user=vera, type=kind, data={"secret": "A", "seed": "a", "used_mask": 0})
+    assert "On: signing in takes a code" in text(admin.get(f"/settings/users/{vera.pk}"))
+    admin.post(f"/settings/users/{vera.pk}/remove-two-factor")
+    assert not Authenticator.objects.exists()
+    assert audit("user.two_factor_removed").target == "user viewer@example.org"
+    # A second time changes nothing and is no act.
+    admin.post(f"/settings/users/{vera.pk}/remove-two-factor")
+    assert AuditEntry.objects.count() == 1
+
+
+def test_deactivate_and_activate(admin, vera):
+    browser = browser_of(vera)
+    _, token = issue_token(vera, name="t", role=Role.VIEWER, expires_at=None)
+    admin.post(f"/settings/users/{vera.pk}/deactivate")
+    assert browser.get("/account").status_code == 302
+    assert not UserSession.objects.filter(user=vera).exists()
+    assert authenticate_token(token) is None
+    assert "Activate the account first" in text(
+        admin.post(f"/settings/users/{vera.pk}/new-password", follow=True)
+    )
+    answer = admin.post(f"/settings/users/{vera.pk}/activate", follow=True)
+    assert "The viewer can sign in again." in text(answer)
+    assert browser.get("/account").status_code == 302
+    assert authenticate_token(token) is not None
+    entries = AuditEntry.objects.filter(action="user.changed").order_by("pk")
+    assert [(one.before["active"], one.after["active"]) for one in entries] == [(True, False), (False, True)]
