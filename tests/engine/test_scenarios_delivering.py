@@ -8,6 +8,7 @@ import pytest
 
 from ocpp_billing.billing import control, review
 from ocpp_billing.billing.adopt import adopt_events
+from ocpp_billing.billing.balance import read_balance
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.billing.move import carry_out_move, preview_move
 from ocpp_billing.charging.models import ChargingSession
@@ -457,6 +458,15 @@ def test_row_35_a_correction_that_would_make_the_total_negative_is_held_with_its
     assert session_of(session).rest_wh == -2_000
     assert "-2000 Wh" in live.words_about(session)
     assert live.lago_wh_by_session() == {session: 5_000}
+    live.assert_conserved()
+
+    # The credit note is written and the difference settled with a note: what is left is the billed event.
+    review.exclude(session_of(session).pk, note="credit note CN-7", by="test")
+    live.sync()
+    settled = session_of(session)
+    assert (settled.rest_state, settled.rest_reason, settled.rest_wh) == ("excluded", "by_operator", -2_000)
+    assert live.state_of(session)[0] in {"accepted", "confirmed"}
+    assert not read_balance("main").unexplained
     live.assert_conserved()
 
 
