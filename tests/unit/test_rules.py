@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocpp_billing.billing.rules import Limits, Reason, SessionFacts, Verdict, judge_session
+from ocpp_billing.billing.rules import Limits, Reason, Rule, SessionFacts, Verdict, judge_session
 
 START = datetime(2026, 11, 22, 17, 49, 29, tzinfo=UTC)
 STOP = START + timedelta(minutes=90)
@@ -84,7 +84,10 @@ class TestIdentity:
     def test_a_conflict_holds_the_session_and_says_what_it_is(self):
         found = judge(identity_conflict="tag number 8 was TAG-ALICE and is now TAG-EVE")
         assert found == Verdict(
-            "hold", Reason.IDENTITY_CONFLICT, "tag number 8 was TAG-ALICE and is now TAG-EVE"
+            "hold",
+            Reason.IDENTITY_CONFLICT,
+            "tag number 8 was TAG-ALICE and is now TAG-EVE",
+            Rule.IDENTITY,
         )
 
 
@@ -389,26 +392,29 @@ def instant(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else START + timedelta(microseconds=microseconds)
 
 
+def case_arguments(case: Plain) -> tuple[SessionFacts, Limits, datetime | None]:
+    """A case as the rules take it: session, thresholds, going live."""
+    facts = SessionFacts(
+        started_at=instant(case.start),
+        start_wh=case.start_wh,
+        stopped_at=START + timedelta(microseconds=case.stop),
+        stop_wh=case.stop_wh,
+        manual_stop=case.manual,
+        first_seen_at=START + timedelta(microseconds=case.seen),
+        stop_seen_at=START + timedelta(microseconds=case.stop_seen),
+        latest_lower_start_at=instant(case.lower),
+        overlaps=7 if case.overlaps else None,
+        identity_conflict="another tag" if case.conflict else None,
+        evidence_stop_wh=case.evidence,
+    )
+    limits = Limits(exactly(case.kwh), exactly(case.kw), exactly(case.hours), exactly(case.least))
+    return facts, limits, instant(case.live)
+
+
 @settings(max_examples=400)
 @given(cases())
 def test_rules_agree_with_the_table_of_design(case):
-    found = judge_session(
-        SessionFacts(
-            started_at=instant(case.start),
-            start_wh=case.start_wh,
-            stopped_at=START + timedelta(microseconds=case.stop),
-            stop_wh=case.stop_wh,
-            manual_stop=case.manual,
-            first_seen_at=START + timedelta(microseconds=case.seen),
-            stop_seen_at=START + timedelta(microseconds=case.stop_seen),
-            latest_lower_start_at=instant(case.lower),
-            overlaps=7 if case.overlaps else None,
-            identity_conflict="another tag" if case.conflict else None,
-            evidence_stop_wh=case.evidence,
-        ),
-        Limits(exactly(case.kwh), exactly(case.kw), exactly(case.hours), exactly(case.least)),
-        instant(case.live),
-    )
+    found = judge_session(*case_arguments(case))
     assert (found and (found.outcome, str(found.reason))) == by_the_table(case)
 
 

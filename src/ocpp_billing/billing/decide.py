@@ -340,8 +340,18 @@ def _read_sessions(policy: DecisionPolicy, after: int) -> list[_Session]:
     Four plain queries by the ids of the chunk: each stays quick however large the tables and however old
     their statistics are.
     """
+    return _read(_SELECT_SESSIONS, {"source": policy.source, "after": after, "limit": CHUNK_SESSIONS}, policy)
+
+
+def read_facts(session_id: int, policy: DecisionPolicy) -> tuple[SessionFacts, Rulings] | None:
+    """What a decision about a session would judge by now, and what people ordered; None = no stop yet."""
+    found = _read(_SELECT_SESSION, {"source": policy.source, "id": session_id}, policy)
+    return (found[0].facts, found[0].rulings) if found else None
+
+
+def _read(sql: str, chosen: dict[str, Any], policy: DecisionPolicy) -> list[_Session]:
     with connection.cursor() as cursor:
-        cursor.execute(_SELECT_SESSIONS, {"source": policy.source, "after": after, "limit": CHUNK_SESSIONS})
+        cursor.execute(sql, chosen)
         rows = cursor.fetchall()
         bound: dict[str, Any] = {
             "ids": [row[0] for row in rows],
@@ -438,7 +448,7 @@ def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
 
 
 # A person's reading stands for the stop that StEvE does not have.
-_SELECT_SESSIONS = """
+_SESSION_COLUMNS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
     s.connector_id, s.started_at, s.start_wh,
     coalesce(s.reading_stopped_at, s.stopped_at), coalesce(s.reading_stop_wh, s.stop_wh),
@@ -447,10 +457,12 @@ SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_t
     t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id
-WHERE s.source_id = %(source)s AND s.needs_decision AND s.id > %(after)s
-  AND (s.stopped_at IS NOT NULL OR s.reading_stopped_at IS NOT NULL)
-ORDER BY s.id LIMIT %(limit)s
+WHERE s.source_id = %(source)s AND (s.stopped_at IS NOT NULL OR s.reading_stopped_at IS NOT NULL)
 """
+_SELECT_SESSIONS = f"""
+{_SESSION_COLUMNS} AND s.needs_decision AND s.id > %(after)s ORDER BY s.id LIMIT %(limit)s
+"""
+_SELECT_SESSION = f"{_SESSION_COLUMNS} AND s.id = %(id)s"
 
 # Overlap is looked for only among sane sessions that started less than the longest session before or
 # after, so that the index on the connector answers it however long the history is. A charger that counts

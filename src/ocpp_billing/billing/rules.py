@@ -50,6 +50,26 @@ class Reason(StrEnum):
     CREDITED = "credited"
 
 
+class Rule(StrEnum):
+    """What a session is judged by, in the order in which it counts; several may share a reason."""
+
+    IDENTITY = "identity"
+    START_KNOWN = "start_known"
+    STOP_AFTER_START = "stop_after_start"
+    START_NOT_AHEAD = "start_not_ahead"
+    STOP_NOT_AHEAD = "stop_not_ahead"
+    CLOCK_NOT_RESET = "clock_not_reset"
+    REGISTERS_RISE = "registers_rise"
+    ENERGY = "energy"
+    DURATION = "duration"
+    POWER = "power"
+    OVERLAP = "overlap"
+    MANUAL_STOP = "manual_stop"
+    SOME_ENERGY = "some_energy"
+    MINIMUM = "minimum"
+    GO_LIVE = "go_live"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Thresholds from the settings."""
@@ -99,6 +119,7 @@ class Verdict:
     outcome: str
     reason: Reason
     says: str
+    rule: Rule
 
 
 def judge_session(
@@ -116,11 +137,12 @@ def judge_session(
         accepted: reasons that a person has overridden for this session; the later rules still count.
     """
     return next(
-        (verdict for verdict in _verdicts(facts, limits, go_live_at) if verdict.reason not in accepted), None
+        (verdict for verdict in find_verdicts(facts, limits, go_live_at) if verdict.reason not in accepted),
+        None,
     )
 
 
-def _verdicts(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Iterator[Verdict]:
+def find_verdicts(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Iterator[Verdict]:
     """Every rule that matches, in the order in which they count."""
     yield from _judge_identity(facts)
     yield from _judge_clock(facts)
@@ -129,35 +151,42 @@ def _verdicts(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) 
     yield from _judge_amount(facts, limits, go_live_at)
 
 
-def _hold(reason: Reason, says: str) -> Verdict:
-    return Verdict("hold", reason, says)
+def _hold(rule: Rule, reason: Reason, says: str) -> Verdict:
+    return Verdict("hold", reason, says, rule)
 
 
 def _judge_identity(facts: SessionFacts) -> Iterator[Verdict]:
     if facts.identity_conflict:
-        yield _hold(Reason.IDENTITY_CONFLICT, facts.identity_conflict)
+        yield _hold(Rule.IDENTITY, Reason.IDENTITY_CONFLICT, facts.identity_conflict)
 
 
 def _judge_clock(facts: SessionFacts) -> Iterator[Verdict]:
     started_at, stopped_at = facts.started_at, facts.stopped_at
     if started_at is None:
-        yield _hold(Reason.CLOCK_SKEW, "the start time is missing")
+        yield _hold(Rule.START_KNOWN, Reason.CLOCK_SKEW, "the start time is missing")
         return
     if stopped_at < started_at:
-        yield _hold(Reason.CLOCK_SKEW, f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}")
+        yield _hold(
+            Rule.STOP_AFTER_START,
+            Reason.CLOCK_SKEW,
+            f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}",
+        )
     if started_at - facts.first_seen_at > CLOCK_TOLERANCE:
         yield _hold(
+            Rule.START_NOT_AHEAD,
             Reason.CLOCK_SKEW,
             f"started {started_at:%F %T}, after it was first seen {facts.first_seen_at:%F %T}",
         )
     if stopped_at - facts.stop_seen_at > CLOCK_TOLERANCE:
         yield _hold(
+            Rule.STOP_NOT_AHEAD,
             Reason.CLOCK_SKEW,
             f"stopped {stopped_at:%F %T}, after the stop was first seen {facts.stop_seen_at:%F %T}",
         )
     lower = facts.latest_lower_start_at
     if lower is not None and lower - started_at > CLOCK_LAG:
         yield _hold(
+            Rule.CLOCK_NOT_RESET,
             Reason.CLOCK_SKEW,
             f"started {started_at:%F %T}, more than {CLOCK_LAG.days} days before {lower:%F %T}, "
             "the latest start among lower ids",
@@ -168,20 +197,28 @@ def _judge_energy(facts: SessionFacts, limits: Limits) -> Iterator[Verdict]:
     energy_wh = facts.energy_wh
     if energy_wh < 0:
         yield _hold(
+            Rule.REGISTERS_RISE,
             Reason.NEGATIVE_ENERGY,
             f"stop register {facts.stop_wh} Wh below start register {facts.start_wh} Wh",
         )
     if energy_wh > limits.max_session_kwh * 1000:
-        yield _hold(Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh")
+        yield _hold(
+            Rule.ENERGY, Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh"
+        )
     if facts.started_at is None:  # held by its clock; accepted, it has no duration to judge
         return
     duration = facts.stopped_at - facts.started_at
     duration_us = duration // timedelta(microseconds=1)
     if duration_us > limits.max_session_hours * 3_600_000_000:
-        yield _hold(Reason.IMPLAUSIBLE, f"lasted {duration}, more than {limits.max_session_hours} hours")
+        yield _hold(
+            Rule.DURATION,
+            Reason.IMPLAUSIBLE,
+            f"lasted {duration}, more than {limits.max_session_hours} hours",
+        )
     # kW on average = Wh / 1000 / (s / 3600); compared without a division, so that 0 s is covered, too.
     if energy_wh * 3_600_000 > limits.max_power_kw * max(duration_us, 0):
         yield _hold(
+            Rule.POWER,
             Reason.IMPLAUSIBLE,
             f"{energy_wh} Wh in {duration} is more than {limits.max_power_kw} kW on average",
         )
@@ -190,6 +227,7 @@ def _judge_energy(facts: SessionFacts, limits: Limits) -> Iterator[Verdict]:
 def _judge_surroundings(facts: SessionFacts) -> Iterator[Verdict]:
     if facts.overlaps is not None:
         yield _hold(
+            Rule.OVERLAP,
             Reason.REGISTER_OVERLAP,
             f"time and register range intersect those of transaction {facts.overlaps} on the same connector",
         )
@@ -208,20 +246,29 @@ def _judge_manual_stop(facts: SessionFacts) -> Iterator[Verdict]:
         says = f"closed by hand at {facts.stop_wh} Wh, but the evidence says {evidence} Wh"
     else:
         return
-    yield _hold(Reason.MANUAL_STOP_WITHOUT_EVIDENCE, says)
+    yield _hold(Rule.MANUAL_STOP, Reason.MANUAL_STOP_WITHOUT_EVIDENCE, says)
 
 
 def _judge_amount(facts: SessionFacts, limits: Limits, go_live_at: datetime | None) -> Iterator[Verdict]:
     energy_wh = facts.energy_wh
     if energy_wh == 0:
-        yield Verdict("exclude", Reason.ZERO_ENERGY, "the registers at start and stop are the same")
+        yield Verdict(
+            "exclude",
+            Reason.ZERO_ENERGY,
+            "the registers at start and stop are the same",
+            Rule.SOME_ENERGY,
+        )
     elif energy_wh < limits.min_session_kwh * 1000:
         yield Verdict(
-            "exclude", Reason.BELOW_MINIMUM, f"{energy_wh} Wh is less than {limits.min_session_kwh} kWh"
+            "exclude",
+            Reason.BELOW_MINIMUM,
+            f"{energy_wh} Wh is less than {limits.min_session_kwh} kWh",
+            Rule.MINIMUM,
         )
     if go_live_at is not None and facts.stopped_at < go_live_at:
         yield Verdict(
             "exclude",
             Reason.BEFORE_GO_LIVE,
             f"stopped {facts.stopped_at:%F %T}, before billing began {go_live_at:%F %T}",
+            Rule.GO_LIVE,
         )
