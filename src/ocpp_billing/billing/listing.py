@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from django.db import connection
 
+from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
 from ocpp_billing.charging.fold import fold_id_tag
 
 if TYPE_CHECKING:
@@ -117,19 +118,21 @@ class EventRow(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Where:
+class Where:
     """Conditions, and what is bound in them."""
 
     conditions: list[str]
     bound: dict[str, Any] = field(default_factory=dict)
 
     def add(self, condition: str, name: str, value: Any) -> None:
+        """One more condition, unless its value is None or empty."""
         if value is not None and value != []:
             self.conditions.append(condition)
             self.bound[name] = value
 
     @property
     def sql(self) -> str:
+        """All of them."""
         return " AND ".join(self.conditions)
 
 
@@ -138,8 +141,13 @@ def list_sessions(chosen: LedgerFilter, *, before: int | None = None, limit: int
     where = _sessions_where(chosen)
     where.add("s.id < %(before)s", "before", before)
     sql = _SESSIONS.format(where=where.sql)
-    rows = (SessionRow(*row) for row in _rows(sql, where.bound | {"limit": limit}))
-    return [row._replace(flags=_decoded(row.flags), evidence=_decoded(row.evidence)) for row in rows]
+    return [session_row(row) for row in _rows(sql, where.bound | {"limit": limit})]
+
+
+def session_row(columns: Sequence[Any]) -> SessionRow:
+    """A row of :data:`SESSION_COLUMNS_SQL`."""
+    row = SessionRow(*columns)
+    return row._replace(flags=_decoded(row.flags), evidence=_decoded(row.evidence))
 
 
 def total_sessions(chosen: LedgerFilter) -> Totals:
@@ -191,10 +199,8 @@ def _decoded(jsonb: Any) -> Any:
     return None if jsonb is None else msgspec.json.decode(jsonb)  # Django leaves it as text
 
 
-def _sessions_where(chosen: LedgerFilter) -> _Where:
-    where = _Where(["s.source_id = %(source)s"], {"source": chosen.source})
-    where.add(f"{_STOPPED_AT} >= %(since)s", "since", chosen.since)
-    where.add(f"{_STOPPED_AT} < %(until)s", "until", chosen.until)
+def _sessions_where(chosen: LedgerFilter) -> Where:
+    where = Where(["s.source_id = %(source)s"], {"source": chosen.source})
     where.add("s.state = ANY(%(states)s)", "states", list(chosen.states))
     where.add("s.reason = %(reason)s", "reason", chosen.reason)
     where.add(f"{_PAYER.format(column='external_customer_id')} = %(customer)s", "customer", chosen.customer)
@@ -203,11 +209,11 @@ def _sessions_where(chosen: LedgerFilter) -> _Where:
         "subscription",
         chosen.subscription,
     )
-    return _session_facts(where, chosen)
+    return session_facts(stopped_between(where, chosen), chosen)
 
 
-def _events_where(chosen: LedgerFilter) -> _Where:
-    where = _Where(["e.source_id = %(source)s AND e.state <> 'void'"], {"source": chosen.source})
+def _events_where(chosen: LedgerFilter) -> Where:
+    where = Where(["e.source_id = %(source)s AND e.state <> 'void'"], {"source": chosen.source})
     where.add("e.id = %(event_id)s", "event_id", chosen.event_id)
     where.add("e.timestamp >= %(since)s", "since", chosen.since)
     where.add("e.timestamp < %(until)s", "until", chosen.until)
@@ -215,10 +221,19 @@ def _events_where(chosen: LedgerFilter) -> _Where:
     where.add("e.reason = %(reason)s", "reason", chosen.reason)
     where.add("e.external_customer_id = %(customer)s", "customer", chosen.customer)
     where.add("e.external_subscription_id = %(subscription)s", "subscription", chosen.subscription)
-    return _session_facts(where, chosen)
+    return session_facts(where, chosen)
 
 
-def _session_facts(where: _Where, chosen: LedgerFilter) -> _Where:
+def stopped_between(where: Where, chosen: LedgerFilter) -> Where:
+    """Add what a filter says about the stop of the session ``s``."""
+    if chosen.since is not None or chosen.until is not None:
+        where.conditions.append(STOPPED_BETWEEN_SQL)
+        where.bound |= {"from": chosen.since or "-infinity", "to": chosen.until or "infinity"}
+    return where
+
+
+def session_facts(where: Where, chosen: LedgerFilter) -> Where:
+    """Add what a filter says about tag, charge box and numbers of the session ``s``."""
     tagged = "s.id_tag_id IN (SELECT t.id FROM id_tag t WHERE t.source_id = %(source)s AND {})"
     folded = None if chosen.id_tag is None else fold_id_tag(chosen.id_tag)
     where.add(tagged.format("t.folded = %(id_tag)s"), "id_tag", folded)
@@ -242,13 +257,16 @@ _PAYER = """coalesce(
     (SELECT d.{column} FROM decision d WHERE d.session_id = s.id ORDER BY d.id DESC LIMIT 1)
 )"""
 
-_SESSIONS = f"""
-SELECT s.id, s.steve_id, s.charge_box_id, s.connector_id, s.id_tag_text, s.started_at, {_STOPPED_AT},
+SESSION_COLUMNS_SQL = f"""
+    s.id, s.steve_id, s.charge_box_id, s.connector_id, s.id_tag_text, s.started_at, {_STOPPED_AT},
     s.start_wh, coalesce(s.reading_stop_wh, s.stop_wh), s.energy_wh, s.state, s.reason,
     (SELECT d.says FROM decision d WHERE d.session_id = s.id ORDER BY d.id DESC LIMIT 1),
     {_PAYER.format(column="external_customer_id")}, {_PAYER.format(column="external_subscription_id")},
     s.first_seen_at, s.changed_at, s.revision, s.flags, s.evidence
-FROM charging_session s WHERE {{where}} ORDER BY s.id DESC LIMIT %(limit)s
+"""
+
+_SESSIONS = f"""
+SELECT {SESSION_COLUMNS_SQL} FROM charging_session s WHERE {{where}} ORDER BY s.id DESC LIMIT %(limit)s
 """
 
 _SESSION_TOTALS = """

@@ -62,7 +62,20 @@ class Decision(models.Model):
 
     class Meta:
         db_table = "decision"
-        indexes = [models.Index(fields=["session", "-id"], name="decision_session")]
+        indexes = [
+            models.Index(fields=["session", "-id"], name="decision_session"),
+            # Whoever would pay for what no usage event carries; events say so themselves.
+            models.Index(
+                fields=["external_customer_id", "session"],
+                condition=~Q(outcome="bill") & Q(external_customer_id__isnull=False),
+                name="decision_unbilled_customer",
+            ),
+            models.Index(
+                fields=["external_subscription_id", "session"],
+                condition=~Q(outcome="bill") & Q(external_subscription_id__isnull=False),
+                name="decision_unbilled_subscr",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.session_id} r{self.revision}: {self.outcome} {self.reason or ''}"
@@ -192,6 +205,12 @@ class UsageEvent(models.Model):
                 fields=["source", "next_attempt_at"],
                 condition=Q(given_up_at__isnull=False),
                 name="usage_event_given_up",
+            ),
+            models.Index(fields=["external_customer_id", "session"], name="usage_event_customer"),
+            # Corrections and moves: the sessions with parts in several states.
+            models.Index(fields=["session"], condition=Q(n__gt=1), name="usage_event_further"),
+            models.Index(
+                fields=["lago_event_id"], condition=Q(lago_event_id__isnull=False), name="usage_event_lago_id"
             ),
         ]
 

@@ -210,6 +210,24 @@ class ChargingSession(models.Model):
             ),
             models.Index(fields=["id_tag", "started_at"], name="charging_session_tag"),
             models.Index(fields=["source", "stopped_at"], name="charging_session_stopped"),
+            models.Index(
+                fields=["source", "reading_stopped_at"],
+                condition=Q(reading_stopped_at__isnull=False),
+                name="charging_session_reading",
+            ),
+            # Lists of one state or reason, newest first.
+            models.Index(fields=["source", "state", "id"], name="charging_session_state"),
+            models.Index(
+                fields=["source", "reason", "id"],
+                condition=Q(reason__isnull=False),
+                name="charging_session_reason",
+            ),
+            # What a person settled beside what was billed.
+            models.Index(
+                fields=["source", "id"],
+                condition=Q(rest_state="excluded", rest_reason="by_operator"),
+                name="charging_session_settled",
+            ),
         ]
 
     def __str__(self) -> str:
