@@ -21,6 +21,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Balance, read_balance
 from ocpp_billing.billing.models import Decision, UsageEvent
+from ocpp_billing.billing.parts import BESIDE_EVENTS
 from ocpp_billing.charging.models import ChargingSession, MalformedRow, SessionState
 from ocpp_billing.config import Config, load_config
 from ocpp_billing.effects import install_hook
@@ -398,6 +399,10 @@ class World:
         taken = UsageEvent.objects.filter(state__in=TAKEN)
         ours = {event.transaction_id: (event.external_subscription_id, event.energy_wh) for event in taken}
         assert self.lago_events() == ours
+        beside = ChargingSession.objects.filter(
+            rest_state__isnull=False, pk__in=UsageEvent.objects.exclude(state="void").values("session_id")
+        )
+        assert set(beside.values_list("rest_reason", flat=True)) <= set(BESIDE_EVENTS)
 
 
 TAKEN = ("accepted", "confirmed")

@@ -60,7 +60,7 @@ def systems(release: str, count: int, **options: object) -> Iterator[Systems]:
         assert simulators.stdout is not None
         told = json.loads(simulators.stdout.readline())
         os.environ.update(told["environment"], OCPP_BILLING_ENV_FILE="", DATABASE_URL=postgres.start())
-        _set_up_django()
+        set_up_ledger()
         yield Systems(told["tags"], simulators.pid, postgres.pid or 0, begins_at())
     finally:
         simulators.kill()
@@ -73,7 +73,7 @@ def begins_at() -> datetime:
     return (datetime.now(UTC) - BEGINS_BEFORE).replace(minute=0, second=0, microsecond=0)
 
 
-def _set_up_django() -> None:
+def set_up_ledger() -> None:
     from ocpp_billing.commands.ground import set_up_django
     from ocpp_billing.embedded.database import set_up_schema
     from ocpp_billing.log import configure_logging

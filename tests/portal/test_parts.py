@@ -43,7 +43,13 @@ def add_parts(now, rng):
         if rest == "excluded" and parts:
             rest_reason = "by_operator"
         else:
-            rest_reason = rng.choice(["unmapped_tag", "late_period"]) if rest == "held" else "before_go_live"
+            # What a rest beside an event is held for, and what one without is.
+            held = (
+                ["changed_after_billing", "refund_by_credit_note"]
+                if parts
+                else ["unmapped_tag", "late_period"]
+            )
+            rest_reason = rng.choice(held) if rest == "held" else "before_go_live"
         rest_wh = rng.randrange(3_000) if rest else 0
         decided = rng.choice([None, "A", "B"])
         Decision.objects.create(

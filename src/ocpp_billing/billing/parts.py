@@ -9,6 +9,7 @@ that are counted elsewhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connection
@@ -214,13 +215,18 @@ def _other_part(chosen: LedgerFilter) -> str:
         WHERE e.session_id = s.id AND e.state <> 'void' AND {" AND ".join(event)}))"""
 
 
-# Only these can have a part that is counted elsewhere: a correction or a move has a number above 1, and a
-# rest beside an event waits for a person or was settled by one. Each is found by an index of its own.
-_SEVERAL_PARTS = """s.id IN (
+# Why a rest can stand beside events (events.settle, outbox.hold_difference): it waits for a decision or a
+# person, or a person settled it.
+DIFFERS = ("changed_after_billing", "refund_by_credit_note", "by_operator")
+BESIDE_EVENTS = (*DIFFERS, "undecided")
+
+# Only these can have a part that is counted elsewhere: a correction or a move has a number above 1; the
+# others have a rest beside an event. Each is found by an index of its own.
+_SEVERAL_PARTS = f"""s.id IN (
     SELECT session_id FROM usage_event WHERE n > 1
-    UNION SELECT h.id FROM charging_session h WHERE h.source_id = %(source)s AND h.state = 'held'
+    UNION SELECT h.id FROM charging_session h WHERE h.source_id = %(source)s AND h.rest_reason IN {DIFFERS}
     UNION SELECT h.id FROM charging_session h
-        WHERE h.source_id = %(source)s AND h.rest_state = 'excluded' AND h.rest_reason = 'by_operator')"""
+        WHERE h.source_id = %(source)s AND h.needs_decision AND h.rest_reason = 'undecided')"""
 
 
 def _candidates(chosen: LedgerFilter, *, before: int | None) -> tuple[str, dict[str, Any]]:
@@ -228,8 +234,11 @@ def _candidates(chosen: LedgerFilter, *, before: int | None) -> tuple[str, dict[
     where = _sessions_where(chosen)
     where.add("s.id < %(before)s", "before", before)
     bound = _bound(chosen, where)
+    # Nothing added is PostgreSQL's cue to take the few sessions of a closed range by their stop, and not to
+    # walk backwards through all that are newer.
+    order = "s.id" if chosen.since is None or chosen.until is None else "s.id + 0"
     if not _asks_for_parts(chosen):
-        return _BRANCH.format(where=where.sql), bound
+        return _BRANCH.format(where=where.sql, order=order), bound
     branches = []
     for number, state in enumerate(chosen.states or [None]):
         conditions = [where.sql, *_named(chosen)]
@@ -238,10 +247,10 @@ def _candidates(chosen: LedgerFilter, *, before: int | None) -> tuple[str, dict[
             bound[f"state_{number}"] = state
         branches.append(" AND ".join(conditions))
     branches.append(" AND ".join([where.sql, _SEVERAL_PARTS, _other_part(chosen)]))
-    return " UNION ".join(f"({_BRANCH.format(where=branch)})" for branch in branches), bound
+    return " UNION ".join(f"({_BRANCH.format(where=branch, order=order)})" for branch in branches), bound
 
 
-_BRANCH = "SELECT s.id FROM charging_session s WHERE {where} ORDER BY s.id DESC LIMIT %(limit)s"
+_BRANCH = "SELECT s.id FROM charging_session s WHERE {where} ORDER BY {order} DESC LIMIT %(limit)s"
 
 _LIST = f"""
 SELECT {SESSION_COLUMNS_SQL} FROM charging_session s
@@ -269,10 +278,11 @@ def _add_up(chosen: LedgerFilter) -> tuple[dict[str, Amount], Amount]:
     named = _part_conditions(chosen, state="s.state", reason="s.reason", payer=_NAMING_PAYER)
     rest = _part_conditions(chosen, state="s.rest_state", reason="s.rest_reason", payer=_REST_PAYER)
     event = _part_conditions(chosen, state="e.state", reason="e.reason", payer=_EVENT_PAYER)
+    events = _EVENTS_OF_EACH if _is_about_few(chosen) else _EVENTS_OF_ALL
     sql = _TOTALS.format(
         session=" AND ".join([where.sql, *named, *candidates]),
         rest=" AND ".join([where.sql, *rest, *candidates]),
-        event=" AND ".join([where.sql, *event]),
+        events=events.format(where=where.sql, event=" AND ".join(["e.state <> 'void'", *event])),
     )
     states: dict[str, Amount] = {}
     read = Amount()
@@ -294,12 +304,35 @@ SELECT state, sum(sessions)::bigint, sum(energy_wh)::bigint, sum(read_wh)::bigin
     SELECT s.rest_state, 0, sum(s.rest_wh), 0
     FROM charging_session s WHERE s.rest_state IS NOT NULL AND {rest} GROUP BY s.rest_state
     UNION ALL
-    SELECT e.state, 0, sum(e.energy_wh), 0
-    FROM usage_event e JOIN charging_session s ON s.id = e.session_id
-    WHERE e.state <> 'void' AND {event} GROUP BY e.state
+    {events}
 ) part
 GROUP BY state
 """
+
+# The events of few sessions one by one, by their index; those of many in one go.
+_EVENTS_OF_EACH = """
+SELECT e.state, 0, sum(e.energy_wh), 0 FROM charging_session s CROSS JOIN LATERAL (
+    SELECT e.state, sum(e.energy_wh) AS energy_wh FROM usage_event e
+    WHERE e.session_id = s.id AND {event} GROUP BY e.state
+) e WHERE {where} GROUP BY e.state
+"""
+_EVENTS_OF_ALL = """
+SELECT e.state, 0, sum(e.energy_wh), 0 FROM usage_event e JOIN charging_session s ON s.id = e.session_id
+WHERE {event} AND {where} GROUP BY e.state
+"""
+_FEW_DAYS = timedelta(days=92)
+
+
+def _is_about_few(chosen: LedgerFilter) -> bool:
+    """Whether a filter leaves a small part of a big ledger, and its payer does not lead to the events."""
+    if chosen.customer or chosen.subscription:
+        return False
+    if chosen.since is not None and chosen.until is not None and chosen.until - chosen.since <= _FEW_DAYS:
+        return True
+    return any(
+        value is not None
+        for value in (chosen.id_tag, chosen.id_tag_end, chosen.charge_box, chosen.steve_id, chosen.session_id)
+    )
 
 
 def _read_parts(cursor: Any, chosen: LedgerFilter, session_ids: Sequence[int]) -> dict[int, list[Part]]:

@@ -222,11 +222,13 @@ class ChargingSession(models.Model):
                 condition=Q(reason__isnull=False),
                 name="charging_session_reason",
             ),
-            # What a person settled beside what was billed.
+            # What differs from what was billed.
             models.Index(
                 fields=["source", "id"],
-                condition=Q(rest_state="excluded", rest_reason="by_operator"),
-                name="charging_session_settled",
+                condition=Q(
+                    rest_reason__in=["changed_after_billing", "refund_by_credit_note", "by_operator"]
+                ),
+                name="charging_session_differs",
             ),
         ]
 

@@ -32,9 +32,14 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="chargingsession",
             index=models.Index(
-                condition=models.Q(("rest_reason", "by_operator"), ("rest_state", "excluded")),
+                condition=models.Q(
+                    (
+                        "rest_reason__in",
+                        ["changed_after_billing", "refund_by_credit_note", "by_operator"],
+                    )
+                ),
                 fields=["source", "id"],
-                name="charging_session_settled",
+                name="charging_session_differs",
             ),
         ),
     ]
