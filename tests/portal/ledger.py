@@ -65,6 +65,19 @@ def add_session(
     return session
 
 
+def add_decision(session, now, outcome, reason=None, *, says="", customer=None):
+    return Decision.objects.create(
+        session=session,
+        revision=session.revision,
+        outcome=outcome,
+        reason=reason,
+        says=says,
+        energy_wh=session.stop_wh - session.start_wh,
+        external_customer_id=customer,
+        decided_at=now,
+    )
+
+
 def add_event(session, now, *, energy_wh, state, reason=None):
     n = session.events.count() + 1
     decision = Decision.objects.create(

@@ -42,13 +42,14 @@ def chosen_by(query: SessionQuery | EventQuery, caller: Caller) -> LedgerFilter:
         customer=query.customer,
         subscription=query.subscription,
         id_tag=tag if caller.sees_tags else None,
-        id_tag_end=_end_of_tag(tag) if tag is not None and not caller.sees_tags else None,
+        id_tag_end=end_of_tag(tag) if tag is not None and not caller.sees_tags else None,
         charge_box=query.charge_box,
         steve_id=query.steve_id,
     )
 
 
-def _end_of_tag(tag: str) -> str:
+def end_of_tag(tag: str) -> str:
+    """What a viewer who looks for this tag may look for: its last four characters, or nothing."""
     return tag if len(tag) == SHOWN else "-----"
 
 
@@ -60,7 +61,7 @@ def session_json(row: SessionRow, caller: Caller) -> dict[str, Any]:
         **shown,
         "id": shown.pop("session_id"),
         "id_tag": caller.tag(tag),
-        "says": _says(row.says, row.reason, tag, caller),
+        "says": says_to(caller, row.says, row.reason, tag),
         "flags": without_tag(row.flags, tag, caller),
         "evidence": without_tag(row.evidence, tag, caller),
         "customer_id": shown.pop("customer"),
@@ -100,7 +101,7 @@ def session_detail(
             "revision": decision.revision,
             "outcome": decision.outcome,
             "reason": decision.reason,
-            "says": _says(decision.says, decision.reason, tag, caller),
+            "says": says_to(caller, decision.says, decision.reason, tag),
             "energy_wh": decision.energy_wh,
             "mapping_id": decision.mapping_id,
             "customer_id": decision.external_customer_id,
@@ -157,7 +158,8 @@ def without_tag(value: Any, tag: str, caller: Caller) -> Any:
     return value
 
 
-def _says(says: str | None, reason: str | None, tag: str, caller: Caller) -> Any:
+def says_to(caller: Caller, says: str | None, reason: str | None, tag: str) -> Any:
+    """The words of a decision as a caller may see them."""
     # An identity conflict names the other tag, too.
     if says and reason == "identity_conflict" and not caller.sees_tags:
         return IDENTITY_IN_DOUBT

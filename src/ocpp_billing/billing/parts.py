@@ -217,7 +217,7 @@ def _other_part(chosen: LedgerFilter) -> str:
 
 # Why a rest can stand beside events (events.settle, outbox.hold_difference): it waits for a decision or a
 # person, or a person settled it.
-DIFFERS = ("changed_after_billing", "refund_by_credit_note", "by_operator")
+DIFFERS = ("changed_after_billing", "refund_by_credit_note", "by_operator", "credited")
 BESIDE_EVENTS = (*DIFFERS, "undecided")
 
 # Only these can have a part that is counted elsewhere: a correction or a move has a number above 1; the

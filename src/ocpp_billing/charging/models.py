@@ -226,7 +226,9 @@ class ChargingSession(models.Model):
             models.Index(
                 fields=["source", "id"],
                 condition=Q(
-                    rest_reason__in=["changed_after_billing", "refund_by_credit_note", "by_operator"]
+                    rest_reason__in=[
+                        *("changed_after_billing", "refund_by_credit_note", "by_operator", "credited")
+                    ]
                 ),
                 name="charging_session_differs",
             ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from django.core.exceptions import PermissionDenied
 
 from ocpp_billing.accounts.models import Role, User
+from ocpp_billing.api.auth import Caller
 from ocpp_billing.charging.mask import mask_id_tag
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ def person(request: HttpRequest) -> User:
     if not isinstance(request.user, User) or not request.user.is_active:
         raise PermissionDenied
     return request.user
+
+
+def caller(request: HttpRequest) -> Caller:
+    """Whoever is signed in, as the API knows callers: what is shared with it asks this.
+
+    Raises:
+        PermissionDenied: when nobody is.
+    """
+    user = person(request)
+    return Caller(user, Role(user.role))
 
 
 def needs(role: Role) -> Callable[[Callable[..., HttpResponseBase]], Callable[..., HttpResponseBase]]:

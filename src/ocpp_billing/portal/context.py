@@ -47,6 +47,7 @@ MENU: dict[str | Promise, list[MenuEntry]] = {
     "": [
         MenuEntry(_("Dashboard"), "layout-dashboard", "portal:dashboard"),
         MenuEntry(_("Needs attention"), "inbox", "portal:attention", count=count_waiting),
+        MenuEntry(_("Billing events"), "receipt-2", "portal:events"),
         MenuEntry(_("Mappings"), "tags", "portal:mappings"),
         MenuEntry(_("Sync"), "refresh", "portal:runs"),
     ],

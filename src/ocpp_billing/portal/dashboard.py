@@ -55,6 +55,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     context = {
         "mark": mark,
         "now": now,
+        "monday": queries.monday(now, zone),
         "balance": balance,
         "proved_at": proof.proved_at if proof else None,
         "accounted_for": not balance.unexplained.sessions and not balance.unexplained.energy_wh,

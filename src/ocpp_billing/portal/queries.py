@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import connection
 
 from ocpp_billing.alerts.conditions import CONTRACT_BROKEN
+from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
 from ocpp_billing.sync.liveness import SILENT_AFTER, worker_alive
@@ -170,13 +171,13 @@ class Period:
     energy_wh: int
 
 
-_PERIODS = """
-SELECT count(*) FILTER (WHERE stopped_at >= %(today)s),
-       coalesce(sum(greatest(energy_wh, 0)) FILTER (WHERE stopped_at >= %(today)s), 0)::bigint,
+_PERIODS = f"""
+SELECT count(*) FILTER (WHERE coalesce(s.reading_stopped_at, s.stopped_at) >= %(today)s),
+       coalesce(sum(greatest(s.energy_wh, 0))
+           FILTER (WHERE coalesce(s.reading_stopped_at, s.stopped_at) >= %(today)s), 0)::bigint,
        count(*),
-       coalesce(sum(greatest(energy_wh, 0)), 0)::bigint
-FROM charging_session
-WHERE source_id = %(source)s AND stopped_at >= %(week)s AND stopped_at < %(tomorrow)s
+       coalesce(sum(greatest(s.energy_wh, 0)), 0)::bigint
+FROM charging_session s WHERE s.source_id = %(source)s AND {STOPPED_BETWEEN_SQL}
 """
 
 
@@ -185,14 +186,20 @@ def midnight(day: date, zone: ZoneInfo) -> datetime:
     return datetime.combine(day, time(), tzinfo=zone)
 
 
+def monday(now: datetime, zone: ZoneInfo) -> date:
+    """The day on which this week began."""
+    today = now.astimezone(zone).date()
+    return today - timedelta(days=today.weekday())
+
+
 def today_and_week(source: str, now: datetime, zone: ZoneInfo) -> tuple[Period, Period]:
     """Transactions that stopped today, and since Monday, in ``zone``."""
     today = now.astimezone(zone).date()
     bound = {
         "source": source,
         "today": midnight(today, zone),
-        "tomorrow": midnight(today + timedelta(days=1), zone),
-        "week": midnight(today - timedelta(days=today.weekday()), zone),
+        "to": midnight(today + timedelta(days=1), zone),
+        "from": midnight(monday(now, zone), zone),
     }
     ((sessions, energy_wh, week_sessions, week_wh),) = _rows(_PERIODS, bound)
     return Period(sessions, energy_wh), Period(week_sessions, week_wh)

@@ -35,7 +35,7 @@ class Migration(migrations.Migration):
                 condition=models.Q(
                     (
                         "rest_reason__in",
-                        ["changed_after_billing", "refund_by_credit_note", "by_operator"],
+                        ["changed_after_billing", "refund_by_credit_note", "by_operator", "credited"],
                     )
                 ),
                 fields=["source", "id"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ocpp_billing.portal.browsers import describe_browser
 from ocpp_billing.portal.wording import STATES
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from django.forms import BoundField
     from django.template import Context
@@ -59,6 +60,18 @@ def state_label(state: str) -> str:
 def has_role(user: User, role: Role) -> bool:
     """Whether a person may do what needs this role."""
     return role.within(Role(user.role))
+
+
+@register.filter
+def state_means(state: str) -> str:
+    """What a state means for the money."""
+    return str(STATES[state].means)
+
+
+@register.filter
+def moment(text: str) -> datetime:
+    """An instant that was written as ISO 8601, as in the ledger's JSON."""
+    return datetime.fromisoformat(text)
 
 
 @register.filter

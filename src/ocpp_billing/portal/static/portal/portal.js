@@ -61,6 +61,18 @@
     setTimeout(() => button.classList.remove("good"), 1500);
   });
 
+  // -- "/" goes to the search box ---------------------------------------------------------------------
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input, textarea, select, [contenteditable]")) return;
+    const boxes = [...document.querySelectorAll("input[data-search]")];
+    const box = boxes.find((each) => each.offsetParent !== null);
+    if (!box) return;
+    event.preventDefault();
+    box.focus();
+    box.select();
+  });
+
   // -- "12 s ago" keeps counting --------------------------------------------------------------------
   // Only what the server wrote as relative; the words are the server's, the number is counted on.
   const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
