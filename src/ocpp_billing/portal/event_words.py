@@ -22,6 +22,7 @@ KINDS: dict[str, str | Promise] = {
     "original": gettext_lazy("Usage event"),
     "correction": gettext_lazy("Correction"),
     "move": gettext_lazy("Moved to another payer"),
+    "credit": gettext_lazy("Refund by credit note"),
 }
 
 # Codes of the audit log.

@@ -252,7 +252,7 @@ def _event(event: UsageEvent, counted_wh: int | None, found: ChargingSession, wh
         payload = json.dumps(without_tag(json.loads(payload), found.id_tag_text, who), ensure_ascii=False)
     return {
         "event": event,
-        "kind": KINDS[event.kind],
+        "kind": KINDS.get(event.kind, event.kind),
         "payload": payload,
         "pretty": json.dumps(json.loads(payload), indent=2, ensure_ascii=False),
         "answer": answer_says(without_tag(event.answer, found.id_tag_text, who)),

@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0004_given_up"),
+        ("billing", "0005_settled_by_hand"),
         ("charging", "0002_list_indexes"),
         ("mappings", "0002_lago_customer"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
