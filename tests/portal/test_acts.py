@@ -92,6 +92,7 @@ def test_a_reading_is_shown_before_it_is_entered(operator, now):
     }
     seen = text_of(operator.post(f"/sessions/{session.pk}/reading", given))
     assert "The session then delivered <strong>40.500 kWh</strong>. It lasted 3 h 0 min." in seen
+    assert '<input type="hidden" name="seen_wh" value="40500">' in seen
     session.refresh_from_db()
     assert session.state == "stuck"
     other = text_of(operator.post(f"/sessions/{session.pk}/reading", given | {"seen_wh": "1"}))

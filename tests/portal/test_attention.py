@@ -160,7 +160,7 @@ def test_the_menu_counts_what_waits(operator, now):
     held(now, "unmapped_tag")
     ledger.add_session(now, reason="undecided")
     assert inbox.count_waiting("main") == 2
-    assert '<span class="menu-count">2<' in text_of(operator.get("/"))
+    assert '<span class="menu-count" aria-hidden="true">2<' in text_of(operator.get("/"))
     live = operator.get("/attention", headers={"HX-Request": "true"}).content.decode()
     assert 'id="menu-count" hx-swap-oob="true"' in live
 
@@ -179,6 +179,21 @@ def test_the_sessions_of_a_cause_go_by_pages(operator, now, monkeypatch):
     following = first.context["page"].next
     second = operator.get(f"/attention/held/implausible?cursor={following}")
     assert second.content.decode().count('name="id"') == 1
+
+
+def test_numbers_of_sessions_above_a_thousand_stay_whole(operator, now):
+    session = held(now, "implausible", energy_wh=600_000)
+    ChargingSession.objects.filter(pk=session.pk).update(steve_id=123_456)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT setval(pg_get_serial_sequence('charging_session', 'id'), 5000 + %s)", [session.pk]
+        )
+    later = held(now, "implausible", energy_wh=600_000)
+    page = text_of(operator.get("/attention/held/implausible"))
+    assert f'name="id" value="{later.pk}"' in page
+    assert "Choose session 123456" in page
+    assert "session 123456" in text_of(operator.get(f"/sessions/{session.pk}/accept"))
+    assert f'href="/sessions/{later.pk}/accept' in page
 
 
 def test_a_cluster_shows_its_sessions_only(operator, now):
@@ -353,3 +368,19 @@ def test_the_orders_of_others_are_not_taken_back(signed_in, operator, now):
     admin.post("/attention/undo", {"kind": "exclude", "note": "x", "first": ruling.pk, "last": ruling.pk})
     ruling.refresh_from_db()
     assert ruling.revoked_at is None
+
+
+def test_a_viewer_may_look_and_may_not_act(signed_in, now):
+    session = held(now, "implausible")
+    viewer = signed_in(Role.VIEWER)
+    assert viewer.get("/attention").status_code == 200
+    assert viewer.get("/attention/held/implausible").status_code == 200
+    for path in (
+        "/attention/act",
+        "/attention/undo",
+        f"/sessions/{session.pk}/accept",
+        f"/sessions/{session.pk}/close",
+    ):
+        assert viewer.get(path).status_code == 403
+        assert viewer.post(path, {"note": "x"}).status_code == 403
+    assert not Ruling.objects.exists()

@@ -77,13 +77,15 @@ def attention(request: HttpRequest) -> HttpResponse:
     causes = inbox.read_causes(source, now)
     undecided = [cause for cause in causes if cause.reason == "undecided"]
     shown = [cause for cause in causes if cause.reason != "undecided"]
+    samples = [cluster.sample for cause in shown if cause.state == "stuck" for cluster in cause.clusters]
+    evidence = {each.pk: evidence_words(each) for each in ChargingSession.objects.filter(pk__in=samples)}
     return draw_live(
         request,
         "attention",
         {
             "mark": mark,
             "now": now,
-            "causes": [_cause(cause, user) for cause in shown],
+            "causes": [_cause(cause, user, evidence) for cause in shown],
             "sessions": sum(cause.sessions for cause in shown),
             "at_stake_wh": sum(cause.at_stake_wh for cause in shown),
             "next_end": inbox.next_period_end(now),
@@ -95,13 +97,16 @@ def attention(request: HttpRequest) -> HttpResponse:
     )
 
 
-def _cause(cause: Cause, user: User) -> dict[str, Any]:
+def _cause(cause: Cause, user: User, evidence: dict[int, str]) -> dict[str, Any]:
     return {
         "cause": cause,
         "words": wording.of_reason(cause.state, cause.reason),
         "state": wording.STATES[cause.state],
         "address": _group_address(cause.state, cause.reason),
-        "clusters": [_cluster(cause, cluster, user) for cluster in cause.clusters],
+        "clusters": [
+            _cluster(cause, cluster, user) | {"says": evidence.get(cluster.sample, cluster.says)}
+            for cluster in cause.clusters
+        ],
         "more": cause.clusters_in_all - len(cause.clusters),
         "days": _days(cause),
     }
