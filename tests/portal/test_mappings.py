@@ -475,7 +475,7 @@ class TestFiles:
         ledger.add_mapping(now, tag="TAG-3")
         lines = 'TAG-1,acme,,2026-01-01,,true,"van, blue"\nTAG-2,,,2026-01-01,,,\nTAG-2,acme,,,,,\ntag-3,acme,,2026-01-01,,,\n'
         says = main_of(signed_in(Role.OPERATOR).post("/mappings/import", {"text": HEADER + lines}))
-        assert "1 made" in says
+        assert "1 to be made" in says
         assert "3 with errors" in says
         assert "The customer is missing" in says
         assert "valid_from is empty: say from when the customer pays" in says
@@ -522,5 +522,5 @@ class TestFiles:
         assert "attachment" in answer.headers["Content-Disposition"]
         assert "'=1+1" in file
         says = main_of(client.post("/mappings/import", {"text": file}))
-        assert "0 made" in says
+        assert "0 to be made" in says
         assert "1 there already" in says

@@ -82,6 +82,7 @@ def site(django_db_setup, django_db_blocker, tmp_path_factory):
             "STEVE_API_URL": "http://localhost:9",
             "STEVE_API_KEY": "key",
             "STEVE_API_USERNAME": "api",
+            "LAGO_API_URL": "http://localhost:9",
             "LAGO_API_KEY": "key",
             "BILLING_START": "2026-01-01",
         },
@@ -161,6 +162,7 @@ def check_every_look(page):
     for size in SIZES.values():
         page.set_viewport_size(size)
         for theme in ("light", "dark"):
-            page.emulate_media(color_scheme=theme)
+            # Without motion: a colour on its way from one theme to the other is neither.
+            page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             page.wait_for_function("theme => document.documentElement.dataset.bsTheme === theme", arg=theme)
             check_accessibility(page)

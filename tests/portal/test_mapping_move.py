@@ -1,0 +1,72 @@
+"""Mappings between a StEvE and a Lago that answer: what is chosen is checked, and what was billed is moved."""
+
+from __future__ import annotations
+
+from ocpp_billing.accounts.models import AuditEntry, Role
+from ocpp_billing.mappings.models import TagMapping
+from tests.portal.test_mappings import draft, hidden, main_of
+
+
+def test_lago_is_asked_about_whoever_is_chosen(world, operated):
+    world.customer("alice")
+    client = operated(Role.OPERATOR)
+    unknown = client.post("/mappings/new", draft(customer="nobody"))
+    assert "Lago has no customer with the external id" in main_of(unknown)
+    form = client.post("/mappings/new", draft(do="refresh", customer="alice"))
+    assert 'value="sub-alice"' in form.content.decode()
+    preview = client.post("/mappings/new", draft(customer="alice", subscription="sub-alice"))
+    assert "known to Lago" in main_of(preview)
+    client.post("/mappings/new", hidden(preview) | {"do": "save"})
+    assert TagMapping.objects.get().verified
+    TagMapping.objects.update(verified=False)
+    client.post(f"/mappings/{TagMapping.objects.get().pk}/verify")
+    assert TagMapping.objects.get().verified
+    assert "customer of Lago can be chosen" in main_of(
+        client.post("/mappings/new", draft(do="refresh_customers"))
+    )
+
+
+def test_what_was_billed_to_the_wrong_one_is_moved_after_a_preview(world, operated):
+    world.payer("TAG-7", "alice")
+    world.customer("bob")
+    world.go_live()
+    moved, kept = world.session("TAG-7", energy_wh=8_000), world.session("TAG-7", "CP-2", energy_wh=3_000)
+    world.sync()
+    client = operated(Role.OPERATOR)
+    path = f"/mappings/{TagMapping.objects.get().pk}/move"
+    page = client.get(path)
+    assert "2 in Lago by this mapping, 11.000 kWh" in main_of(page)
+    chosen = str(world._session(moved).get().pk)
+    assert "Choose at least one session." in main_of(client.post(path, {"do": "preview", "customer": "bob"}))
+    sent = {"do": "preview", "customer": "bob", "session": [chosen, "999999"]}
+    preview = client.post(path, sent)
+    assert "1 session, 8.000 kWh , is billed to bob instead" in main_of(preview)
+    assert "taken back" in main_of(preview)
+    without_note = client.post(path, hidden(preview) | {"do": "move"})
+    assert "a move needs a note" in main_of(without_note)
+    forged = client.post(path, hidden(preview) | {"do": "move", "note": "x", "previewed": "another"})
+    assert "Something changed since the preview, so nothing was moved" in main_of(forged)
+    done = client.post(path, hidden(preview) | {"do": "move", "note": "wrong driver"}, follow=True)
+    assert "1 session, 8.000 kWh, is moved" in main_of(done)
+    world.sync()
+    assert (world.lago_wh("sub-alice"), world.lago_wh("sub-bob")) == (3_000, 8_000)
+    assert world.lago_wh_by_session() == {moved: 8_000, kept: 3_000}
+    world.assert_conserved()
+    entry = AuditEntry.objects.get(action="session.move")
+    assert (entry.actor, entry.note) == ("operator@example.org", "wrong driver")
+    again = client.post(path, sent)
+    assert "is billed to sub-bob already" in main_of(again)
+
+
+def test_without_lago_nothing_is_moved(world, operated, settings):
+    world.payer("TAG-7", "alice")
+    world.customer("bob")
+    world.go_live()
+    session = world.session("TAG-7", energy_wh=8_000)
+    world.sync()
+    client = operated(Role.OPERATOR)
+    settings.CONFIG = world.config(lago_api_url="http://127.0.0.1:9")
+    path = f"/mappings/{TagMapping.objects.get().pk}/move"
+    sent = {"do": "preview", "customer": "bob", "session": str(world._session(session).get().pk)}
+    answer = client.post(path, sent)
+    assert "Nothing was moved: a move needs Lago" in main_of(answer)
