@@ -191,3 +191,16 @@ def test_cookies_are_secure_when_the_address_is(address, secure):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert said.stdout.split() == [str(secure)] * 3
+
+
+def test_attempts_are_counted_over_every_name_of_the_host(client, settings):
+    """allauth counts for each host name by itself, and several are allowed: five attempts, not twenty."""
+    settings.ALLOWED_HOSTS = ["*"]
+    add_person(Role.VIEWER)
+    for number in range(5):
+        client.post(
+            "/accounts/login/",
+            {"login": "viewer@example.org", "password": "not the password"},
+            headers={"host": f"host{number}.example"},
+        )
+    assert "Too many failed login attempts" in sign_in(client).content.decode()

@@ -30,6 +30,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         """Never."""
         return False
 
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:  # noqa: ARG002
+        """What attempts are counted by: the address alone; allauth counts for each host name by itself."""
+        return str(credentials.get("email") or credentials.get("username") or "").lower()
+
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Nothing: every letter goes through :mod:`ocpp_billing.accounts.letters`."""
 
