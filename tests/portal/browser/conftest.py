@@ -24,6 +24,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import User
 from tests.chromium import MISSING, REQUIRED, find_chromium
 from tests.portal.conftest import BACKEND, add_person
+from tests.smtp import mail_server
 
 CHROMIUM = find_chromium()
 AXE = next((Path(__file__).parent.parent / "vendor").glob("axe-*/axe.min.js")).read_text(encoding="utf-8")
@@ -60,7 +61,14 @@ def orm_beside_playwright():
 
 
 @pytest.fixture(scope="package")
-def site(django_db_setup, django_db_blocker, tmp_path_factory):
+def mail():
+    """The mail server that the web process uses."""
+    with mail_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def site(django_db_setup, django_db_blocker, tmp_path_factory, mail):
     """The address of a web process over the test database."""
     with django_db_blocker.unblock():
         name = connection.settings_dict["NAME"]
@@ -85,6 +93,10 @@ def site(django_db_setup, django_db_blocker, tmp_path_factory):
             "LAGO_API_URL": "http://localhost:9",
             "LAGO_API_KEY": "key",
             "BILLING_START": "2026-01-01",
+            "EMAIL_HOST": "127.0.0.1",
+            "EMAIL_PORT": str(mail.server_address[1]),
+            "EMAIL_SECURITY": "none",
+            "EMAIL_FROM": "billing@example.org",
         },
     )
     listener.close()
