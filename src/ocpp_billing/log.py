@@ -33,6 +33,13 @@ def _shown(key: Any, value: Any) -> Any:
     return tuple(_shown(None, inner) for inner in value) if type(value) is tuple else value
 
 
+def without_trace_of_refusals(record: logging.LogRecord) -> bool:
+    """Keep the line of a refused request (403, 404, ...) and leave out where in our code it was refused."""
+    if record.name == "django.request" and record.levelno < logging.ERROR:
+        record.exc_info = record.exc_text = None
+    return True
+
+
 def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
     """Send structlog and the standard library's logging through one formatter to standard error."""
     shared: list[Any] = [
@@ -63,6 +70,7 @@ def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(without_trace_of_refusals)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

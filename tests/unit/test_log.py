@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -196,3 +197,17 @@ class TestConsole:
         text = logged(fail_with_a_secret_at_hand)
         assert "ValueError: invalid literal" in text
         assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(("level", "traced"), [(logging.WARNING, False), (logging.ERROR, True)])
+def test_a_refused_request_is_one_line_and_a_fault_shows_where(level, traced):
+    from ocpp_billing.log import without_trace_of_refusals
+
+    try:
+        raise PermissionError("viewer")
+    except PermissionError:
+        record = logging.getLogger("django.request").makeRecord(
+            "django.request", level, __file__, 1, "Forbidden: %s", ("/setup",), sys.exc_info()
+        )
+    assert without_trace_of_refusals(record)
+    assert bool(record.exc_info) == traced
