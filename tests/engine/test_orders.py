@@ -268,3 +268,28 @@ def test_a_rejected_session_is_excluded_and_that_is_final(live):
     with pytest.raises(ReviewError, match="was carried out"):
         revoke(Ruling.objects.get().pk, by="test")
     live.assert_conserved()
+
+
+# -- a conflict in Lago -----------------------------------------------------------------------------------
+
+
+def test_a_conflict_that_was_put_right_in_lago_by_hand_is_settled_for_good(world):
+    """Charged in advance, stored and never charged: nothing of ours can mend that, a person can."""
+    world.plan("ev_advance", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ev_advance")
+    world.go_live()
+    world.lago.lose_jobs(1)
+    steve_id = world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync()
+    world.clock.advance(timedelta(days=1))
+    world.sync()
+    assert world.state_of(steve_id) == ("held", "conflict_in_lago")
+    review.exclude(session_of(steve_id).pk, note="invoiced by hand as LAG-7", by="test")
+    posts = len(world.posts())
+    world.sync()
+    assert world.state_of(steve_id) == ("excluded", "by_operator")
+    assert len(world.posts()) == posts
+    assert world.balance().states["excluded"].energy_wh == 5_000
+    world.assert_conserved()
+    with pytest.raises(ReviewError, match="was carried out"):
+        revoke(Ruling.objects.get(kind="exclude").pk, by="test")

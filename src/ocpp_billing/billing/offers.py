@@ -51,6 +51,7 @@ _HELD: dict[str, tuple[Act, ...]] = {
     Reason.LATE_PERIOD: (Act.ACCEPT, Act.ASSIGN, Act.EXCLUDE),
     Reason.CHANGED_AFTER_BILLING: (Act.ACCEPT, Act.EXCLUDE),
     Reason.REFUND_BY_CREDIT_NOTE: (Act.CREDIT, Act.EXCLUDE),
+    Reason.CONFLICT_IN_LAGO: (Act.EXCLUDE,),
 }
 
 

@@ -74,6 +74,8 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
     """Never bill what is left of a session; what Lago already has stays there.
 
     What was sent in vain, or Lago refused, is given up: should Lago get it after all, that is a finding.
+    A conflict in Lago counts as settled there by hand, with what we know of it: a later change of the
+    session is settled against that.
 
     Raises:
         ReviewError: without a note, or when nothing is left to exclude.
@@ -90,6 +92,9 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
             _set_reading(session, session.start_wh, session.started_at or clock.now())
         void: dict[str, Any] = {"state": "void", "reason": None}
         given_up = {"given_up_at": clock.now(), "next_attempt_at": clock.now(), "lease": None}
+        session.events.filter(state="held", reason=Reason.CONFLICT_IN_LAGO).update(
+            state="excluded", reason=Reason.BY_OPERATOR
+        )
         moves = session.events.filter(kind="move", state="held", attempts=0).update(**void)
         in_vain = _in_vain(session) | session.events.filter(state="rejected")
         if moves + in_vain.update(**void, **given_up):

@@ -8,7 +8,7 @@ from django.db import connection, transaction
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
-from ocpp_billing.billing.models import EventState, Ruling, RulingKind
+from ocpp_billing.billing.models import EventKind, EventState, Ruling, RulingKind
 from ocpp_billing.billing.outbox import hold_differences
 from ocpp_billing.billing.refunds import take_back_credit
 from ocpp_billing.billing.review import ReviewError
@@ -29,7 +29,9 @@ def is_carried_out(ruling: Ruling) -> bool:
     if ruling.kind == RulingKind.CREDIT:
         return False
     if ruling.kind == RulingKind.EXCLUDE:
-        return events.filter(given_up_at__isnull=False).exists()
+        # A conflict in Lago was settled there by hand: that is done.
+        settled = events.filter(state=EventState.EXCLUDED).exclude(kind=EventKind.CREDIT)
+        return events.filter(given_up_at__isnull=False).exists() or settled.exists()
     sent = events.filter(created_at__gte=ruling.at, attempts__gt=0)
     return sent.exclude(state=EventState.VOID).exists()
 

@@ -38,6 +38,7 @@ _FOR_REASON: dict[tuple[Act, str], ActWords] = {
     (Act.ACCEPT, "late_period"): ActWords(gettext_lazy("Bill in the current period"), "check"),
     (Act.ACCEPT, "changed_after_billing"): ActWords(gettext_lazy("Bill the correction"), "check"),
     (Act.EXCLUDE, "changed_after_billing"): ActWords(gettext_lazy("Leave as billed"), "circle-minus"),
+    (Act.EXCLUDE, "conflict_in_lago"): ActWords(gettext_lazy("Mark as settled by hand"), "circle-minus"),
     (Act.EXCLUDE, "refund_by_credit_note"): ActWords(gettext_lazy("Do not refund"), "circle-minus"),
 }
 
@@ -71,6 +72,10 @@ _WILL_DO: dict[Act, str | Promise] = {
     ),
 }
 _WILL_DO_FOR_REASON: dict[tuple[Act, str], str | Promise] = {
+    (Act.EXCLUDE, "conflict_in_lago"): gettext_lazy(
+        "Say that %(sessions)s, %(energy)s kWh, was put right in Lago by hand. Nothing more is sent for it; "
+        "this cannot be undone."
+    ),
     (Act.ACCEPT, "late_period"): gettext_lazy(
         "Bill %(sessions)s, %(energy)s kWh, in the customer's current billing period; the original times go "
         "along."

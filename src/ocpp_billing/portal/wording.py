@@ -143,7 +143,7 @@ REASONS: dict[str, ReasonWords] = {
             "conflict_in_lago",
             _("Conflict in Lago"),
             _("Lago holds an event under our number that says something else: which one counts is unclear."),
-            _("Compare both, then correct the difference in Lago by hand."),
+            _("Compare both, correct the difference in Lago by hand, then mark it as settled."),
         ),
         ReasonWords(
             "undecided",
