@@ -47,6 +47,10 @@ NOT_CHARGED = (
     "Lago holds it and has charged no fee for it, though its plan charges in advance, and charges none "
     "for it any more: look for the fee in Lago; if there is none, write an invoice by hand, then exclude it"
 )
+# Many subscriptions have few events each: so many are written down together.
+CONFIRMED_AT_ONCE = 1_000
+# A subscription may have very many: so many are held in memory at a time.
+COMPARED_AT_ONCE = 5_000
 ROUNDINGS = {"round": ROUND_HALF_UP, "ceil": ROUND_CEILING, "floor": ROUND_FLOOR}
 
 
@@ -65,7 +69,7 @@ class ConfirmCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Unconfirmed events of one subscription row and billing period."""
+    """Unconfirmed events of one subscription row and billing period, or a part of them."""
 
     customer: str
     subscription: str
@@ -102,14 +106,22 @@ def confirm_events(
         )
         return counts
     periods = InvoicedPeriods(client, directory)
+    proved: list[_Accepted] = []
     for group in _groups(source, settle, directory):
         try:
-            _confirm_group(source, group, client, directory, metric, settle, periods, counts, fence)
+            proved += _confirm_group(source, group, client, directory, metric, settle, periods, counts, fence)
         except NotFound as error:
             log.warning(
                 "cannot confirm", action="confirm.failed", subscription=group.subscription, error=str(error)
             )
             counts.open += len(_read_accepted(source, group, clock.now() - settle))
+        except LagoError:
+            _confirm(proved, counts, fence)
+            raise
+        if len(proved) >= CONFIRMED_AT_ONCE:
+            _confirm(proved, counts, fence)
+            proved = []
+    _confirm(proved, counts, fence)
     return counts
 
 
@@ -123,7 +135,8 @@ def _confirm_group(
     periods: InvoicedPeriods,
     counts: ConfirmCounts,
     fence: Fence | None,
-) -> None:
+) -> list[_Accepted]:
+    """Settle what is not as it was sent; returns the events that Lago holds and counts."""
     accepted = _read_accepted(source, group, clock.now() - settle)
     held = {
         event.transaction_id: event
@@ -158,10 +171,8 @@ def _confirm_group(
             _give_up(too_late, fence)
             counts.given_up += len(too_late)
             accepted = [item for item in accepted if item not in too_late]
-    if equal:
-        _confirm(equal, fence)
-        counts.confirmed += len(equal)
     counts.open += len(accepted) - len(equal) - len(conflicts)
+    return equal
 
 
 def _sort_out(
@@ -387,7 +398,8 @@ def quantity_of(event: Event, field: str | None) -> Decimal:
 
 def _groups(source: str, settle: timedelta, directory: LagoDirectory) -> list[_Group]:
     with connection.cursor() as cursor:
-        cursor.execute(_GROUPS, {"source": source, "settled": clock.now() - settle})
+        bound: dict[str, Any] = {"source": source, "settled": clock.now() - settle, "most": COMPARED_AT_ONCE}
+        cursor.execute(_GROUPS, bound)
         rows = cursor.fetchall()
     charges = directory.charges_of_plans({row[-1] for row in rows if row[-1] is not None})
     return [
@@ -410,6 +422,7 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
             _ACCEPTED,
             {
                 "source": source,
+                "subscription": group.subscription,
                 "row": group.lago_subscription_id,
                 "earliest": group.earliest,
                 "latest": group.latest,
@@ -443,7 +456,10 @@ def _sent_wh(source: str, subscription: str, usage: Usage) -> int:
         return int(energy_wh)
 
 
-def _confirm(items: Sequence[_Accepted], fence: Fence | None) -> None:
+def _confirm(items: Sequence[_Accepted], counts: ConfirmCounts, fence: Fence | None) -> None:
+    if not items:
+        return
+    counts.confirmed += len(items)
     with fenced_transaction("confirm", fence) as cursor:
         cursor.execute(
             "UPDATE usage_event SET state = 'confirmed', confirmed_at = %s"
@@ -495,19 +511,28 @@ def _hold(conflicts: Sequence[tuple[_Accepted, str]], fence: Fence | None) -> No
         restate_sessions(cursor, sorted({item.session_id for item, _ in conflicts}))
 
 
+# By rank: events of one instant are never parted, so no two parts overlap.
 _GROUPS = """
-SELECT e.external_customer_id, e.external_subscription_id, e.lago_subscription_id, e.period_from,
-    min(e.timestamp), max(e.timestamp), max(s.plan_code)
-FROM usage_event e LEFT JOIN lago_subscription s ON s.lago_id = e.lago_subscription_id
-WHERE e.source_id = %(source)s AND e.state = 'accepted' AND e.accepted_at <= %(settled)s
-GROUP BY 1, 2, 3, 4 ORDER BY 2, 5
+SELECT external_customer_id, external_subscription_id, lago_subscription_id, period_from,
+    min(timestamp), max(timestamp), max(plan_code)
+FROM (
+    SELECT e.external_customer_id, e.external_subscription_id, e.lago_subscription_id, e.period_from,
+        e.timestamp, s.plan_code, (rank() OVER (
+            PARTITION BY
+                e.external_customer_id, e.external_subscription_id, e.lago_subscription_id, e.period_from
+            ORDER BY e.timestamp
+        ) - 1) / %(most)s AS part
+    FROM usage_event e LEFT JOIN lago_subscription s ON s.lago_id = e.lago_subscription_id
+    WHERE e.source_id = %(source)s AND e.state = 'accepted' AND e.accepted_at <= %(settled)s
+) accepted
+GROUP BY 1, 2, 3, 4, part ORDER BY 2, 5
 """
 
 _ACCEPTED = """
 SELECT id, session_id, payload, field_name, accepted_at FROM usage_event
 WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at <= %(settled)s
-  AND lago_subscription_id = %(row)s AND timestamp BETWEEN %(earliest)s AND %(latest)s
-  AND period_from IS NOT DISTINCT FROM %(period_from)s
+  AND external_subscription_id = %(subscription)s AND timestamp BETWEEN %(earliest)s AND %(latest)s
+  AND lago_subscription_id = %(row)s AND period_from IS NOT DISTINCT FROM %(period_from)s
 ORDER BY id
 """
 

@@ -30,7 +30,7 @@ from ocpp_billing.clock import now as clock_now
 from ocpp_billing.lago.contract import Chosen, NotBilled, choose_subscription
 from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
-from ocpp_billing.sync.database import Fence, fenced_transaction, refresh_statistics
+from ocpp_billing.sync.database import Fence, bulk_cursor, fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -350,7 +350,7 @@ def read_facts(session_id: int, policy: DecisionPolicy) -> tuple[SessionFacts, R
 
 
 def _read(sql: str, chosen: dict[str, Any], policy: DecisionPolicy) -> list[_Session]:
-    with connection.cursor() as cursor:
+    with bulk_cursor() as cursor:
         cursor.execute(sql, chosen)
         rows = cursor.fetchall()
         bound: dict[str, Any] = {

@@ -354,14 +354,20 @@ EXISTS (
 )
 """
 
+# In the order of the index of the queue, and the subscription asked for event by event: so each batch reads
+# its own events, however long the queue is. Of a join PostgreSQL expects so few rows that it reads and sorts
+# the whole queue for each batch.
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
     first_attempt_at = coalesce(first_attempt_at, %(now)s), missing_since = NULL
-WHERE e.id IN (
-    SELECT e.id FROM usage_event e JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id
-    WHERE {_DUE} AND {_OPEN} AND {_FRESH}
-    ORDER BY e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
-)
+FROM (
+    SELECT e.id FROM usage_event e
+    WHERE {_DUE} AND (
+        SELECT {_OPEN} AND {_FRESH} FROM lago_subscription at WHERE at.lago_id = e.lago_subscription_id
+    )
+    ORDER BY e.next_attempt_at, e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
+) due
+WHERE e.id = due.id
 RETURNING {_RETURNING}
 """
 

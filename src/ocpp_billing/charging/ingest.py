@@ -28,6 +28,10 @@ _encode = msgspec.json.Encoder().encode
 # A start that lies further ahead than this when first seen says nothing about later ids.
 CREDIBLE_AHEAD = timedelta(minutes=5)
 
+# PostgreSQL knows nothing of a temporary table: with so many rows it is told, lest it reads them all for each
+# session that it compares them with.
+MANY_ROWS = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Restored:
@@ -85,6 +89,8 @@ def ingest_transactions(
         copy.set_types(_COPY_TYPES)
         for record in _records(incoming, known, now):
             copy.write_row(record)
+    if len(incoming) >= MANY_ROWS:
+        cursor.execute("ANALYZE incoming")
     cursor.execute(_INSERT_TAGS, {"source": source, "now": now})
     if restored is not None:
         bound = {"source": source, "now": now, "after": restored.after_id, "at": restored.at}

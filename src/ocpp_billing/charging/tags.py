@@ -35,7 +35,7 @@ def ingest_tags(cursor: Any, source: str, tags: Sequence[Tag], now: datetime) ->
     cursor.execute(_UPSERT_TAGS, bound)
     cursor.execute(_MARK_VANISHED, bound)
     cursor.execute(_RECORD_PARENTS, bound)
-    changed |= {tag_id for (tag_id,) in cursor.fetchall()}
+    changed |= {tag_id for tag_id, decides in cursor.fetchall() if decides}
     ask_again_for_tags(cursor, sorted(changed))
 
 
@@ -88,7 +88,8 @@ WHERE source_id = %(source)s AND vanished_at IS NULL AND steve_pk IS NOT NULL
   AND folded NOT IN (SELECT folded FROM listed_tag)
 """
 
-# A first sighting without a parent is a fact, too: it tells "had none" from "was never read".
+# A first sighting without a parent is a fact, too: it tells "had none" from "was never read". It changes no
+# decision; any other row may.
 _RECORD_PARENTS = """
 INSERT INTO id_tag_parent (id_tag_id, parent_id, seen_from)
 SELECT t.id, p.id, %(now)s
@@ -100,7 +101,9 @@ LEFT JOIN LATERAL (
 ) last ON true
 WHERE last.seen_from IS NULL OR last.parent_id IS DISTINCT FROM p.id
 ON CONFLICT (id_tag_id, seen_from) DO NOTHING
-RETURNING id_tag_id
+RETURNING id_tag_id, parent_id IS NOT NULL OR EXISTS (
+    SELECT 1 FROM id_tag_parent h WHERE h.id_tag_id = id_tag_parent.id_tag_id
+)
 """
 
 # Sessions of these tags and of all tags that ever were below them.

@@ -91,11 +91,13 @@ class Recorder:
         source: name of the StEvE.
         fence: the run.
         found: what all answers together brought.
+        counted: how many of them PostgreSQL's statistics know of.
     """
 
     source: str
     fence: Fence
     found: IngestCounts = field(default_factory=IngestCounts)
+    counted: int = 0
 
     def __call__(
         self,
@@ -117,6 +119,9 @@ class Recorder:
                 rewind(cursor, self.source, rewind_to)
             store_progress(cursor, self.source, progress)
         self.found.add(read)
+        if self.found.discovered >= 2 * self.counted + GROWN_MUCH:
+            refresh_statistics("charging_session", "id_tag")
+            self.counted = self.found.discovered
         return read.strangers
 
 
