@@ -64,8 +64,6 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
             )
             with pause_where_identity_is_in_doubt(config, discovery), _forget_where_refused(source):
                 discovery.cycle()
-            if found.discovered >= GROWN_MUCH:
-                refresh_statistics("charging_session")
             look_for_stuck_sessions(config, discovery, journal)
             _read_tags(source.name, steve, progress, journal)
         finally:
