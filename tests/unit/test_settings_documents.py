@@ -5,7 +5,7 @@ from io import StringIO
 
 import pytest
 from dotenv import dotenv_values
-from tools.settings_documents import ADMIN, documents, env_example
+from tools.settings_documents import ADMIN, COMPOSE, documents, env_example
 
 from ocpp_billing.config import Config, load_config
 
@@ -26,9 +26,9 @@ def test_the_example_as_it_is_sets_nothing():
 def test_the_example_with_every_line_switched_on_sets_the_defaults():
     switched_on = re.sub(r"(?m)^#(?=[A-Z_]+=)", "", env_example())
     values = dotenv_values(stream=StringIO(switched_on))
-    admin = {name for name, _ in ADMIN}
-    assert set(values) - admin == {name.upper() for name in Config.__dataclass_fields__}
-    assert admin <= set(values)
+    others = {name for name, _ in ADMIN} | {name for name, _, _ in COMPOSE}
+    assert set(values) - others == {name.upper() for name in Config.__dataclass_fields__}
+    assert others <= set(values)
     assert load_config({"OCPP_BILLING_ENV_FILE": "", **values}) == Config()
 
 
