@@ -154,6 +154,8 @@ class StuckSearch:
         record: writes an answer down.
         progress: when meter values were last read and how long that took; stored with every record.
         fence: the run on whose behalf this writes.
+        calls_to_look_again: for how many sessions whose meter values were read before that may be done
+            again; what has become questionable only now is not among them.
     """
 
     source: str
@@ -163,6 +165,7 @@ class StuckSearch:
     record: Recorder
     progress: dict[str, Any]
     fence: Fence | None
+    calls_to_look_again: int = DETAILS_PER_CYCLE
     _heard: dict[int, Heard] = field(default_factory=dict)
     _asked: set[int] = field(default_factory=set)
 
@@ -195,13 +198,23 @@ class StuckSearch:
         in_question.sort(key=_urgency)
         busy_before_s = self.client.busy_s
         if self.capabilities.details:
-            rows, gone = self._ask_details(in_question[:DETAILS_PER_CYCLE])
+            chosen = self._chosen(in_question)
+            if not chosen:
+                return
+            rows, gone = self._ask_details(chosen)
         else:
             portion = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
             rows, gone = self._ask_by_id(in_question[:portion])
         took_s = round(self.client.busy_s - busy_before_s, 3)
         self.progress["evidence"] = {"at": clock.now().isoformat(), "took_s": took_s}
         self.record(rows, gone=gone, progress=self.progress)
+
+    def _chosen(self, in_question: Sequence[Unfinished]) -> list[Unfinished]:
+        """Whose meter values this cycle reads: of those who only wait for their next turn, a few."""
+        again = [session for session in in_question if _is_routine(session)]
+        left_out = {session.session_id for session in again[max(self.calls_to_look_again, 0) :]}
+        chosen = [session for session in in_question if session.session_id not in left_out]
+        return chosen[:DETAILS_PER_CYCLE]
 
     def _is_in_question(self, session: Unfinished) -> bool:
         """Whether StEvE has to be asked before anything can be said about a session."""
@@ -325,6 +338,13 @@ class StuckSearch:
 
 def _of(sessions: list[Unfinished], only: Collection[int] | None) -> list[Unfinished]:
     return sessions if only is None else [session for session in sessions if session.steve_id in only]
+
+
+def _is_routine(session: Unfinished) -> bool:
+    """Whether nothing has happened about a session: its meter values were read before, and it waits on."""
+    if session.by_hand or session.finding is None:
+        return False
+    return session.following is None or (session.is_stuck and session.is_shown_stuck)
 
 
 def _urgency(session: Unfinished) -> tuple[int, datetime, int]:

@@ -60,7 +60,7 @@ CallKind = Literal[
 ]
 
 API: Final = "/api/v1"
-MOST_IDS_PER_CALL: Final = 200
+MOST_IDS_PER_CALL: Final = 300
 # The servers under StEvE take 8,192 bytes of request line and headers together.
 LONGEST_TARGET: Final = 6_500
 # What StEvE's database cannot hold: asked for anything earlier, 3.7.1 finds nothing at all (recorded).
@@ -140,7 +140,7 @@ class SteveSettings:
 
 
 def id_batches(ids: Sequence[int], *, id_lists: bool) -> Iterator[list[int]]:
-    """Ids in portions that one call can carry: up to 200 where the release takes lists, else one by one.
+    """Ids in portions that one call can carry: up to 300 where the release takes lists, else one by one.
 
     Up to 3.10 a list is a bad request, and a repeated parameter silently counts only once (recorded).
     """
@@ -214,11 +214,15 @@ class SteveClient:
         """The address below which StEvE's API answered; None while that is unknown."""
         return self._api_url
 
-    def locate(self) -> str:
+    def locate(self, known_as: str = "") -> str:
         """Find out below which address the API answers, and remember it.
 
         ``<url>/api/v1`` is tried, then ``<url>/steve/api/v1``, with a question that costs StEvE nothing
         (a transaction number that cannot exist).
+
+        Args:
+            known_as: where it answered before; while it is one of these two, nothing is asked. Should it
+                answer there no more, the call in question ends as a wrong address.
 
         Raises:
             SteveError: when neither answers as StEvE does; the more telling of the two reasons.
@@ -226,8 +230,12 @@ class SteveClient:
         if self._api_url is not None:
             return self._api_url
         given = self.settings.url.rstrip("/").removesuffix(API)
+        bases = (given + API, given + "/steve" + API)
+        if known_as in bases:
+            self._api_url = known_as
+            return known_as
         refusals: list[SteveError] = []
-        for base in (given + API, given + "/steve" + API):
+        for base in bases:
             answer = self._send("GET", base, "/transactions", {"transactionPk": "0"}, kind="locate")
             try:
                 decode_transactions(self._accepted(answer, feature=None).body)
@@ -267,7 +275,7 @@ class SteveClient:
 
         Args:
             type: None means all; ``STOPPED`` is known from 3.8 on.
-            ids: at most one up to 3.10, at most 200 from 3.11 on; see :func:`id_batches`. An empty list
+            ids: at most one up to 3.10, at most 300 from 3.11 on; see :func:`id_batches`. An empty list
                 finds nothing and asks nothing.
             from_: begin of the window, inclusive, with a time zone; rounded down to the second and not
                 earlier than 1970-01-01T00:00:01Z. Start or stop time, by release.

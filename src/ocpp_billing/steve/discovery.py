@@ -5,6 +5,11 @@ id: what was open is read again by id until it stops, and the ids above the high
 in the numbering, which may be tens of thousands wide, are crossed by what StEvE shows as active and by
 a window of time; they are never probed one by one. What makes StEvE read its whole history (the active
 list, windows, tags) is paced by its own measured duration.
+
+A cycle in which nothing has happened makes at most four calls (:mod:`ocpp_billing.steve.idle`), and none
+that takes long before all that earlier cycles took has been made up for. Beyond the four go what follows
+from news (a session that left the active list, a hole, an unknown tag, a session that became stuck), stops
+that may still change, and the reading of the night.
 """
 
 from __future__ import annotations
@@ -16,10 +21,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ocpp_billing import clock
 from ocpp_billing.log import get_logger
 from ocpp_billing.steve.client import MOST_IDS_PER_CALL
+from ocpp_billing.steve.idle import (
+    MOST_CALLS,
+    MOST_CALLS_AT_A_HOLE,
+    MOST_CALLS_BY_ID,
+    Wish,
+    plan_calls,
+    portion,
+)
 from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ocpp_billing.charging.known import Gap, KnownSessions
     from ocpp_billing.steve.capabilities import Capabilities
@@ -30,6 +43,7 @@ log = get_logger(__name__)
 
 # A call that reads StEvE's history is made again no sooner than so many times its own duration.
 REST_FACTOR = 20
+LONGEST_REST = timedelta(hours=6)
 # Ids probed above the highest one known, where a call can carry a list of them.
 LOOK_AHEAD = 50
 # The highest known ids are read again in every cycle: are they still who they were?
@@ -39,8 +53,11 @@ SPREAD_SAMPLE, SPREAD_SINGLES = 100, 10
 # Reaches from offline chargers and late stops to wrong clocks; older ones are met by the nightly reads.
 WINDOW = timedelta(hours=72)
 WINDOW_AHEAD = timedelta(days=2)
-TAGS_EVERY = timedelta(hours=1)
-STUCK_EVERY = timedelta(hours=1)
+# Less than an hour, so that cycles an hour apart need not wait for the next but one.
+TAGS_EVERY = timedelta(minutes=50)
+EVIDENCE_EVERY = timedelta(minutes=30)
+EVIDENCE_PER_NIGHT = 50
+VANISHED_EVERY = timedelta(hours=1)
 STOPS_CHANGE_FOR = timedelta(hours=72)
 MANUAL_STOPS_CHANGE_FOR = timedelta(days=180)
 
@@ -86,6 +103,12 @@ class Recorder(Protocol):
         ...
 
 
+def night_is_due(progress: Mapping[str, Any], zone: tzinfo) -> bool:
+    """Whether tonight's reading has still to be done: that cycle asks more than others."""
+    local = clock.now().astimezone(zone)
+    return progress.get("night") != local.date().isoformat() and local.hour >= NIGHT_BEGINS
+
+
 @dataclass(slots=True)
 class Discovery:
     """One source's reading of transactions.
@@ -99,6 +122,8 @@ class Discovery:
         say: tells a person how a long read gets on.
         zone: whose night is meant.
         strangers: ids that came with another fingerprint than the ledger knows.
+        planned: what the cycle asks beside the ids that it asks for anyway.
+        spare_calls: how many more it may make.
     """
 
     client: SteveClient
@@ -109,6 +134,10 @@ class Discovery:
     say: Callable[[str], None]
     zone: tzinfo = UTC
     strangers: set[int] = field(default_factory=set)
+    planned: frozenset[str] = frozenset()
+    spare_calls: int = 0
+    _calls_before: int = 0
+    _charged_s: float | None = None
 
     # -- the two lanes -------------------------------------------------------------------------------
 
@@ -116,13 +145,20 @@ class Discovery:
         """A full cycle: everything that may be new or changed; at first contact the whole history."""
         if not self.progress.get("backfilled_at"):
             self._backfill()
+        self._calls_before, self._charged_s = self.client.calls, self.client.busy_s
         highest = self.known.highest_id()
-        self._ask_by_id(highest)
-        self._read_active()
-        self._read_window()
-        self._cross_gaps(highest)
-        self._ask_stuck()
-        self._recheck_stops()
+        is_rested = self._is_rested()
+        if self.capabilities.id_lists:
+            self._ask_lists(highest, is_rested=is_rested)
+        else:
+            self._ask_singles(is_rested=is_rested)
+        if "active" in self.planned:
+            self._read_active()
+        if "window" in self.planned:
+            self._read_window()
+        crossed = self._cross_gaps(highest)
+        if is_rested and not crossed:
+            self._recheck_stops()
         self._read_again()
         if self.strangers and self._recognise_strangers(min(self.strangers)):
             self._ask([*sorted(self.strangers), *self._next_ids(LOOK_AHEAD)])
@@ -133,11 +169,15 @@ class Discovery:
             return
         open_ids = self.known.open_ids(stuck=False)
         if self.capabilities.id_lists:
-            self._ask(open_ids[-(MOST_IDS_PER_CALL - LOOK_AHEAD) :] + self._next_ids(LOOK_AHEAD))
+            size = MOST_IDS_PER_CALL - LOOK_AHEAD
+            if len(open_ids) > size:
+                open_ids = self._next_portion("watched_after", open_ids, size)
+            self._ask(open_ids + self._next_ids(LOOK_AHEAD))
         elif len(open_ids) <= SINGLES_PER_CYCLE:
             self._ask(open_ids + self._next_ids(1))
         else:
-            self._read_active()
+            if self._is_due("active"):
+                self._read_active()
             self._ask(self._next_ids(1))
 
     def is_still_itself(self) -> bool:
@@ -151,35 +191,153 @@ class Discovery:
         highest = self.known.highest_id()
         return list(range(highest + 1, highest + 1 + number))
 
-    def _ask_by_id(self, highest: int) -> None:
-        """The last known ids, open sessions and the next ids; in one call where it carries a list."""
-        if self.capabilities.id_lists:
-            latest = self.known.latest_ids(IDENTITY_SAMPLE)
-            again = self.known.vanished_at_the_end(LOOK_AHEAD)
-            ids = sorted({*latest, *self.known.open_ids(stuck=False)}) + again + self._next_ids(LOOK_AHEAD)
-        else:
-            latest = self.known.latest_ids(1)
-            ids = [*latest, *self.known.vanished_at_the_end(1)]
-        batch, rest = self._first_batch(ids, latest)
+    def _ask_lists(self, highest: int, *, is_rested: bool) -> None:
+        """The last known ids, open sessions and the next ids: one call, where more are open a few.
+
+        Where very many are open, the active list shows in one call which of them are not any more; while
+        it rests, they are asked for in turn.
+        """
+        latest = self.known.latest_ids(IDENTITY_SAMPLE)
+        others = [number for number in self.known.open_ids(stuck=False) if number not in latest]
+        probes = [*self.known.vanished_at_the_end(LOOK_AHEAD), *self._next_ids(LOOK_AHEAD)]
+        always = len(latest) + len(probes)
+        calls = -(-(always + len(others)) // MOST_IDS_PER_CALL)
+        by_active_list = calls > MOST_CALLS_BY_ID and is_rested and self._is_due("active")
+        if calls > MOST_CALLS_BY_ID:
+            calls = 1 if by_active_list else MOST_CALLS - 1
+            others = self._next_portion("open_after", others, calls * MOST_IDS_PER_CALL - always)
+        self._plan(MOST_CALLS - calls, is_rested=is_rested, active_first=by_active_list)
+        first = MOST_IDS_PER_CALL - len(latest)
+        batch, rest = [*latest, *[*probes, *others][:first]], [*probes, *others][first:]
         answer = self.client.transactions(ids=batch)
         if latest and not self._is_itself(latest, answer):
             highest = self.known.highest_id()
-            batch, rest = [], [*self.known.open_ids(stuck=False), *self._next_ids(LOOK_AHEAD)]
+            rest = [*self.known.open_ids(stuck=False), *self._next_ids(LOOK_AHEAD)]
         else:
             self._take(batch, answer)
         self._ask(rest)
-        if not self.capabilities.id_lists:
-            while self._ask(self._next_ids(1)):
-                pass
-        while self.capabilities.id_lists and self.known.highest_id() > highest:
+        while self.known.highest_id() > highest:
             highest = self.known.highest_id()
             self._ask(self._next_ids(MOST_IDS_PER_CALL))
 
-    def _first_batch(self, ids: Sequence[int], latest: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Split ids into what the first call carries, the latest known ones among them, and the rest."""
-        size = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
-        first = [*latest, *(steve_id for steve_id in ids if steve_id not in latest)][:size]
-        return first, [steve_id for steve_id in ids if steve_id not in set(first)]
+    def _ask_singles(self, *, is_rested: bool) -> None:
+        """The last known id and the next one; open sessions are asked for when they left the active list.
+
+        While that list rests, as many of them as calls are left, in turn.
+        """
+        latest = self.known.latest_ids(1)
+        vanished = self.known.vanished_at_the_end(1)
+        self._plan(
+            MOST_CALLS - len(latest), is_rested=is_rested, active_first=True, has_vanished=bool(vanished)
+        )
+        restored = False
+        if latest:
+            answer = self.client.transactions(ids=latest)
+            restored = not self._is_itself(latest, answer)
+            if not restored:
+                self._take(latest, answer)
+        if "vanished" in self.planned:
+            self._ask(vanished)
+        if restored or "next" in self.planned:
+            self._probe_next()
+        if "active" not in self.planned and self.spare_calls:
+            open_ids = self._next_portion("open_after", self.known.open_ids(stuck=False), self.spare_calls)
+            self.spare_calls -= len(open_ids)
+            self._ask(open_ids)
+
+    def _probe_next(self) -> None:
+        while self._ask(self._next_ids(1)):
+            pass
+
+    def _next_portion(self, name: str, ids: Sequence[int], size: int) -> list[int]:
+        """So many of these ids, in turn from cycle to cycle."""
+        chosen = portion(ids, int(self.progress.get(name, 0)), size)
+        if chosen:
+            self.progress[name] = chosen[-1]
+        return chosen
+
+    # -- what a cycle may ask --------------------------------------------------------------------------
+
+    def _plan(self, calls: int, *, is_rested: bool, active_first: bool, has_vanished: bool = False) -> None:
+        """Choose what is asked beside the last known ids: so many calls, what is most overdue first.
+
+        The cycle that reads the history of the night again, the first one of most days, asks for it all.
+
+        Args:
+            calls: how many.
+            is_rested: whether what makes StEvE work hard may be asked.
+            active_first: nothing comes before the active list.
+            has_vanished: whether an id at the end is gone, and might be given out anew.
+        """
+        wishes = self._wishes(is_rested=is_rested, has_vanished=has_vanished)
+        first = ["active"] if active_first and calls > 0 and wishes[:1] and wishes[0].name == "active" else []
+        wishes = wishes[len(first) :]
+        if night_is_due(self.progress, self.zone):  # that cycle asks for everything
+            calls = len(first) + len(wishes) + EVIDENCE_PER_NIGHT
+        granted = [*first, *plan_calls(wishes, calls - len(first))]
+        now = clock.now().isoformat()
+        for name, key in (
+            ("next", "next"),
+            ("vanished", "vanished"),
+            ("edges", "edges_asked"),
+            ("evidence", "evidence_again"),
+        ):
+            if name in granted:
+                self.progress[key] = {"at": now}
+        self.planned, self.spare_calls = frozenset(granted), calls - len(granted)
+
+    def _wishes(self, *, is_rested: bool, has_vanished: bool) -> list[Wish]:
+        """What there is to ask, the most important first."""
+        slow = [
+            Wish(kind, self._last(kind)) for kind in ("active", "window") if is_rested and self._is_due(kind)
+        ]
+        singles = [] if self.capabilities.id_lists else [Wish("next", self._last("next"))]
+        rare = []
+        if has_vanished:
+            rare.append(Wish("vanished", self._last("vanished"), VANISHED_EVERY))
+        if is_rested and self._tags_are_old():
+            rare.append(Wish("tags", self._last("tags"), TAGS_EVERY))
+        if self.progress.get("edges"):
+            rare.append(Wish("edges", self._last("edges_asked")))
+        if is_rested and self.capabilities.details:
+            rare.append(Wish("evidence", self._last("evidence_again"), EVIDENCE_EVERY))
+        return [*slow, *singles, *rare]
+
+    def _tags_are_old(self) -> bool:
+        """Whether StEvE's list of tags was read so long ago that it is due."""
+        last = self._last("tags")
+        return last is None or clock.now() >= last + TAGS_EVERY
+
+    def evidence_calls(self) -> int:
+        """Calls that this cycle may make to look again at evidence that is known, each for one session."""
+        return self.spare_calls + 1 if "evidence" in self.planned else 0
+
+    def _last(self, kind: str) -> datetime | None:
+        last = self.progress.get(kind)
+        return None if last is None else min(datetime.fromisoformat(last["at"]), clock.now())
+
+    def _is_rested(self) -> bool:
+        """Whether StEvE's time that all earlier cycles took has been made up for."""
+        until, now = self.progress.get("rests_until"), clock.now()
+        # One further away than any cycle can bring about was written by a clock that was wrong.
+        return until is None or not now < datetime.fromisoformat(until) < now + LONGEST_REST
+
+    def charge(self) -> None:
+        """Put StEvE's time that this cycle took since the last call of this down to be made up for."""
+        if self._charged_s is None:
+            return
+        took = REST_FACTOR * timedelta(seconds=self.client.busy_s - self._charged_s)
+        self._charged_s = self.client.busy_s
+        until = self.progress.get("rests_until")
+        begins_at = clock.now() if until is None or self._is_rested() else datetime.fromisoformat(until)
+        self.progress["rests_until"] = (begins_at + took).isoformat()
+
+    def record_paced(
+        self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]
+    ) -> Sequence[int]:
+        """Record an answer that others asked for in this cycle, with StEvE's time that it took."""
+        self.charge()
+        return self.record(answer, gone=gone, progress=progress)
 
     def _ask(self, ids: Sequence[int]) -> int:
         """Read ids; known ones that StEvE no longer shows are marked as gone. Returns how many it showed."""
@@ -200,6 +358,7 @@ class Discovery:
         return len(answer.rows) + len(answer.malformed)
 
     def _record(self, answer: TransactionsAnswer, *, gone: Sequence[int] = ()) -> None:
+        self.charge()
         self.strangers.update(self.record(answer, gone=gone, progress=self.progress))
 
     # -- is it still the same StEvE? ---------------------------------------------------------------
@@ -292,20 +451,18 @@ class Discovery:
     # -- by list, paced ------------------------------------------------------------------------------
 
     def _read_active(self) -> None:
-        """The active list: running sessions beyond any hole, and what is no longer on it has stopped."""
-        if not self._is_due("active"):
-            return
-        before = set(self.known.open_ids(stuck=False))
+        """The active list: running sessions beyond any hole, and what is no longer on it has stopped.
+
+        Stuck sessions are on it, too, until they stop after all; only then are they asked for.
+        """
+        before = {*self.known.open_ids(stuck=False), *self.known.open_ids(stuck=True)}
         answer = self._timed("active", lambda: self.client.transactions(type="ACTIVE"))
         self._record(answer)
-        if not self.capabilities.id_lists:
-            listed = {row.steve_id for row in answer.rows}
-            self._ask(sorted(before - listed))
+        listed = {row.steve_id for row in answer.rows} | {row.steve_id for row in answer.malformed}
+        self._ask(sorted(before - listed))
 
     def _read_window(self) -> None:
         """What started (or, on 3.8 and 3.9, stopped) lately: also beyond a hole, also already finished."""
-        if not self._is_due("window"):
-            return
         now = clock.now()
         answer = self._timed("window", lambda: self._window(now - WINDOW, now + WINDOW_AHEAD))
         self._record(answer)
@@ -319,7 +476,7 @@ class Discovery:
         if last is None:
             return True
         rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        return clock.now() >= datetime.fromisoformat(last["at"]) + rest
+        return not timedelta() <= clock.now() - datetime.fromisoformat(last["at"]) < rest
 
     def _timed(self, kind: str, call: Callable[[], TransactionsAnswer]) -> TransactionsAnswer:
         before = self.client.busy_s
@@ -330,36 +487,55 @@ class Discovery:
 
     # -- holes -----------------------------------------------------------------------------------------
 
-    def _cross_gaps(self, highest: int) -> None:
+    def _cross_gaps(self, highest: int) -> bool:
         """Ask for the ids between the old and the new highest one that nothing has shown yet.
 
-        A narrow gap is asked for whole. Of a wide one only the edges are: chargers that were offline put
-        their sessions right after the last one and right before the next; the nightly reads do the rest.
+        A narrow gap is asked for whole. Of a wide one only the edges are, as many as this cycle's calls
+        allow and the others in the next ones: chargers that were offline put their sessions right after the
+        last one and right before the next; the nightly reads do the rest.
+
+        Returns:
+            Whether a wide gap was crossed.
         """
         found = self.known.highest_id()
-        if found <= highest:
+        crossed = False
+        if found > highest:
+            if not self.capabilities.id_lists and "next" not in self.planned:
+                self._probe_next()
+            for gap in self.known.gaps(highest + 1, found):
+                ids = self._worth_asking(gap)
+                is_wide = gap.width > len(ids)
+                log.info(
+                    "gap in the numbering", action="discover.gap", low=gap.low, high=gap.high, asked=len(ids)
+                )
+                if is_wide:
+                    crossed = True
+                    self.progress["edges"] = [*self.progress.get("edges", ()), *ids]
+                else:
+                    self._ask(ids)
+        if crossed:
+            tags = "tags" in self.planned or self.known.unknown_tags()
+            self._ask_edges(MOST_CALLS_AT_A_HOLE - (self.client.calls - self._calls_before) - tags)
+        elif "edges" in self.planned:
+            calls, self.spare_calls = 1 + self.spare_calls, 0
+            self._ask_edges(calls)
+        return crossed
+
+    def _ask_edges(self, calls: int) -> None:
+        """Ids at the edges of wide gaps, as many as so many calls carry; the others wait."""
+        waiting: list[int] = self.progress.get("edges", [])
+        size = max(calls, 0) * (MOST_IDS_PER_CALL if self.capabilities.id_lists else 1)
+        if size == 0 or not waiting:
             return
-        for gap in self.known.gaps(highest + 1, found):
-            ids = self._worth_asking(gap)
-            log.info(
-                "gap in the numbering", action="discover.gap", low=gap.low, high=gap.high, asked=len(ids)
-            )
-            self._ask(ids)
+        self.progress["edges"] = waiting[size:]
+        self._ask(waiting[:size])
 
     def _worth_asking(self, gap: Gap) -> list[int]:
+        """All of a narrow gap; of a wide one the ids nearest to its edges, the nearest ones first."""
         edge = LOOK_AHEAD if self.capabilities.id_lists else SINGLES_PER_CYCLE
         if gap.width <= 2 * edge:
             return list(range(gap.low, gap.high + 1))
-        return [*range(gap.low, gap.low + edge), *range(gap.high - edge + 1, gap.high + 1)]
-
-    def _ask_stuck(self) -> None:
-        """Stuck sessions are read again now and then: the station's own stop may still come."""
-        last = self.progress.get("stuck_at")
-        if last and clock.now() < datetime.fromisoformat(last) + STUCK_EVERY:
-            return
-        stuck = self.known.open_ids(stuck=True)
-        self.progress["stuck_at"] = clock.now().isoformat()
-        self._ask(stuck)
+        return [number for near in range(edge) for number in (gap.high - near, gap.low + near)]
 
     def _recheck_stops(self) -> None:
         """Stops that may still change are read again, a portion per cycle, round and round."""
@@ -396,9 +572,9 @@ class Discovery:
 
         Both begin after :data:`NIGHT_BEGINS`, when StEvE has time, and go on where they were interrupted.
         """
-        local = clock.now().astimezone(self.zone)
-        today = local.date().isoformat()
-        if self.progress.get("night") != today and local.hour >= NIGHT_BEGINS:
+        today = clock.now().astimezone(self.zone).date().isoformat()
+        if night_is_due(self.progress, self.zone):
+            self._charged_s = None  # at night StEvE has time
             complete_at = datetime.fromisoformat(self.progress["complete_at"])
             if clock.now() >= complete_at + COMPLETE_EVERY:
                 self._read_windows("complete", BEGINNING, verify=True)
@@ -408,6 +584,7 @@ class Discovery:
             self._ask_gaps_of_the_night()
             self.progress["night"] = today
             self.record(NOTHING, gone=(), progress=self.progress)
+            self._charged_s = self.client.busy_s
 
     def _read_windows(self, name: str, beginning: datetime, *, verify: bool = False) -> None:
         """Read backwards from the future to ``beginning``, in windows as wide as bring enough rows.

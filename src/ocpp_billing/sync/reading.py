@@ -25,8 +25,8 @@ from ocpp_billing.charging.stuck import StuckSearch
 from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.effects import effect
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
-from ocpp_billing.steve.discovery import REST_FACTOR, TAGS_EVERY, AnotherSteveError, Discovery
-from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError
+from ocpp_billing.steve.discovery import REST_FACTOR, AnotherSteveError, Discovery, night_is_due
+from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError, WrongAddress
 from ocpp_billing.sync.database import fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from ocpp_billing.sync.database import Fence
     from ocpp_billing.sync.journal import RunJournal
 
-# What a StEvE can do is found out again so often: it may have been upgraded.
-PROBE_EVERY = timedelta(days=1)
+# What a StEvE can do is found out again with the reading of each night, or when that
+# is this late: it may have been upgraded.
+PROBED_AT_LEAST_EVERY = timedelta(days=2)
 
 
 def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal) -> None:
@@ -62,10 +63,12 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
                 say=lambda text: journal.say("discover.progress", text),
                 zone=config.timezone,
             )
-            with pause_where_identity_is_in_doubt(config, discovery), _forget_where_refused(source):
+            with _forget_where_refused(source), pause_where_identity_is_in_doubt(config, discovery):
                 discovery.cycle()
-            look_for_stuck_sessions(config, discovery, journal)
-            _read_tags(source.name, steve, progress, journal)
+            look_for_stuck_sessions(
+                config, discovery, journal, calls_to_look_again=discovery.evidence_calls()
+            )
+            _read_tags(source.name, discovery, journal)
         finally:
             recorded |= {
                 "discovered": found.discovered,
@@ -148,17 +151,22 @@ def pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> It
 
 @contextmanager
 def _forget_where_refused(source: Source) -> Iterator[None]:
-    """StEvE refuses what it was able to do: it was changed, so it is found out anew in the next run."""
+    """StEvE refuses what it was able to do, or moved: the next run finds out anew where and what it is."""
     try:
         yield
-    except (BadRequest, FeatureMissing):
+    except (BadRequest, FeatureMissing, WrongAddress):
         with effect("db commit capabilities"):
-            Source.objects.filter(pk=source.pk).update(capabilities=None)
+            Source.objects.filter(pk=source.pk).update(capabilities=None, base_url="")
         raise
 
 
 def look_for_stuck_sessions(
-    config: Config, discovery: Discovery, journal: RunJournal, *, only: Collection[int] | None = None
+    config: Config,
+    discovery: Discovery,
+    journal: RunJournal,
+    *,
+    only: Collection[int] | None = None,
+    calls_to_look_again: int = 0,
 ) -> None:
     """Set aside what will hardly ever stop by itself, with the evidence of how much was delivered.
 
@@ -167,15 +175,17 @@ def look_for_stuck_sessions(
         discovery: who reads; what it is shown is recorded.
         journal: of the run.
         only: StEvE's ids of the sessions to look after; None = all.
+        calls_to_look_again: for evidence that is known already.
     """
     found = StuckSearch(
         source=config.steve_source,
         client=discovery.client,
         capabilities=discovery.capabilities,
         stuck_after=timedelta(hours=config.stuck_after_hours),
-        record=discovery.record,
+        record=discovery.record_paced,
         progress=discovery.progress,
         fence=journal.fence,
+        calls_to_look_again=calls_to_look_again,
     ).search(only)
     if found.stuck or found.going_on:
         journal.say("stuck.done", f"{found.stuck} sessions became stuck, {found.going_on} go on")
@@ -188,16 +198,19 @@ def _restored(progress: dict[str, Any]) -> Restored | None:
 
 def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabilities:
     """What this StEvE's release can do: from the settings, from the ledger, or found out now."""
+    api_url = steve.locate(source.base_url)
     if config.steve_release:
+        if source.base_url != api_url:
+            source.base_url, source.capabilities = api_url, None
+            with effect("db commit capabilities"):
+                source.save(update_fields=["base_url", "capabilities"])
         return override(config.steve_release, has_username=config.steve_api_username is not None)
-    api_url = steve.locate()
     if source.capabilities and source.base_url == api_url:
         try:
             known = Capabilities.from_dict(source.capabilities)
         except ValueError:
             known = None
-        fresh = source.capabilities_at is not None and clock.now() < source.capabilities_at + PROBE_EVERY
-        if known is not None and known.complete and fresh:
+        if known is not None and known.complete and _is_fresh(config, source):
             return known
     latest = KnownSessions(source.name).latest_ids(1)
     capabilities = probe(steve, latest[0] if latest else None)
@@ -211,18 +224,29 @@ def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabil
     return capabilities
 
 
-def _read_tags(name: str, steve: SteveClient, progress: dict[str, Any], journal: RunJournal) -> None:
-    """Read the list of tags when it is old or a tag turned up whose parent we do not know; paced."""
+def _is_fresh(config: Config, source: Source) -> bool:
+    """Whether what a StEvE can do was found out lately: not before the night whose reading is due."""
+    probed_at = source.capabilities_at
+    if probed_at is None or clock.now() >= probed_at + PROBED_AT_LEAST_EVERY:
+        return False
+    if not source.progress.get("backfilled_at") or not night_is_due(source.progress, config.timezone):
+        return True
+    return probed_at.astimezone(config.timezone).date() == clock.now().astimezone(config.timezone).date()
+
+
+def _read_tags(name: str, discovery: Discovery, journal: RunJournal) -> None:
+    """Read the list of tags when its turn has come, or a tag turned up whose parent we do not know; paced."""
+    steve, progress = discovery.client, discovery.progress
     last = progress.get("tags")
-    if last is not None:
-        read_at = datetime.fromisoformat(last["at"])
+    if last is not None and "tags" not in discovery.planned:
         rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        wanted = KnownSessions(name).unknown_tags() or clock.now() >= read_at + TAGS_EVERY
-        if not wanted or clock.now() < read_at + rest:
+        is_rested = clock.now() >= datetime.fromisoformat(last["at"]) + rest
+        if not (is_rested and KnownSessions(name).unknown_tags()):
             return
     busy_before = steve.busy_s
     answer = steve.tags()
     progress["tags"] = {"at": clock.now().isoformat(), "took_s": round(steve.busy_s - busy_before, 3)}
+    discovery.charge()
     with fenced_transaction("record tags", journal.fence) as cursor:
         ingest_tags(cursor, name, answer.rows, clock.now())
         store_progress(cursor, name, progress)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.steve.wire import TransactionsAnswer
 
-# What a look may change of the progress when it found nothing: the pace of what makes StEvE work hard.
-PACED = "active"
+# What a look may change of the progress when it found nothing: the pace of what makes StEvE
+# work hard, and where it has come among more open sessions than one call carries.
+PACED = ("active", "watched_after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def look(config: Config, steve: SteveClient, *, worker: str) -> Look | None:
     if source is None or capabilities is None:
         return None
     known = KnownSessions(source.name)
-    paced_before = source.progress.get(PACED)
+    paced_before = _pace(source.progress)
     answers: list[Answer] = []
 
     def collect(
@@ -93,8 +94,8 @@ def look(config: Config, steve: SteveClient, *, worker: str) -> Look | None:
     found = Look(discovery, answers, news=any(_is_news(answer, known) for answer in answers))
     if found.news:
         found.same_steve = discovery.is_still_itself()
-    elif discovery.progress.get(PACED) != paced_before:
-        _store_pace(worker, source.name, discovery.progress[PACED])
+    elif (pace := _pace(discovery.progress)) != paced_before:
+        _store_pace(worker, source.name, pace)
     return found
 
 
@@ -135,9 +136,13 @@ def _already_set_aside(source: str, steve_ids: set[int]) -> int:
     return rows.values("steve_id").distinct().count()
 
 
+def _pace(progress: dict[str, Any]) -> dict[str, Any]:
+    return {name: progress[name] for name in PACED if name in progress}
+
+
 def _store_pace(worker: str, source: str, pace: dict[str, Any]) -> None:
     with effect("db commit pace"), leader_transaction(worker), connection.cursor() as cursor:
         cursor.execute(
             "UPDATE source SET progress = progress || %s::jsonb WHERE name = %s",
-            [msgspec.json.encode({PACED: pace}).decode(), source],
+            [msgspec.json.encode(pace).decode(), source],
         )

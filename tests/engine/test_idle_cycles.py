@@ -1,0 +1,185 @@
+"""What cycles ask StEvE while nothing happens: a day of them, at a million old sessions and 1,000 tags.
+
+A StEvE that takes as long as the real one (:mod:`ocpp_billing.simulators.steve_cost`), by a clock of its
+own: nobody waits. Re-reading stops that may still change has a budget of calls of its own; its time counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from ocpp_billing.charging.models import IdTagParent, Source
+from ocpp_billing.simulators.steve_cost import CostModel
+from ocpp_billing.steve.client import SteveClient
+from ocpp_billing.steve.discovery import Discovery, night_is_due
+from ocpp_billing.steve.idle import MOST_CALLS
+from ocpp_billing.sync import clients
+from ocpp_billing.sync.journal import RunJournal, begin_run
+from ocpp_billing.sync.models import WorkerHeartbeat
+from ocpp_billing.sync.reading import discover_and_record
+from ocpp_billing.sync.triggers import request_run
+from ocpp_billing.sync.watch import look
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+FAMILIES = ("3.7", "3.9", "3.10", "3.11", "3.14")
+HISTORY = 1_000_000
+MOST_SHARE = 0.05
+TICK = timedelta(seconds=15)
+
+
+class SlowSteve(SteveClient):
+    """Asks the simulated StEvE, and takes as long as with a real one's history by the world's clock."""
+
+    def __init__(self, settings, world):
+        self.world, self.spent_s, self.kinds = world, 0.0, Counter()
+        super().__init__(settings, clock=lambda: self.spent_s)
+
+    def _exchange(self, method, base, target, accept):
+        answer = super()._exchange(method, base, target, accept)
+        asked = parse_qs(urlsplit(target).query)
+        kind = next((kind for kind, of in KINDS if of(target, asked)), "other")
+        rows = answer.body.count(b'"chargeBoxPk"')
+        took_s = CostModel().delay_s(self.world.steve.release, kind, history=HISTORY, rows=rows)
+        self.spent_s += took_s
+        self.kinds[kind] += 1
+        self.world.clock.advance(seconds=took_s)
+        return answer
+
+
+KINDS = (
+    ("tags", lambda target, _: "/ocppTags" in target),
+    ("by_id", lambda target, asked: "transactionPk" in asked or "/transactions/" in target),
+    ("window", lambda _, asked: "from" in asked),
+    ("active", lambda _, asked: asked.get("type") == ["ACTIVE"]),
+)
+
+
+class Days:
+    """Cycles one after the other, each with what it asked.
+
+    Attributes:
+        steve: takes its time.
+        calls: of the last cycle, without those that read stops again.
+        share: of StEvE's time that the last cycle took.
+    """
+
+    def __init__(self, world, steve, between):
+        self.world, self.steve, self.between = world, steve, between
+        self.calls, self.share, self.rechecks = 0, 0.0, 0
+
+    def cycle(self):
+        source = self.world.config().steve_source
+        asked = request_run(source, trigger="schedule", requested_by="test")
+        run = begin_run(asked.run_id, source=source, trigger="schedule", requested_by="test", worker="test")
+        journal = RunJournal(run)
+        began, calls, spent_s = self.world.clock.now(), self.steve.calls, self.steve.spent_s
+        self.rechecks = 0
+        discover_and_record(self.world.config(), self.steve, journal)
+        assert journal.finish("live").status == "completed"
+        self.calls = self.steve.calls - calls - self.rechecks
+        self.share = (self.steve.spent_s - spent_s) / self.between.total_seconds()
+        self.world.clock.set(began + self.between)
+
+    def is_nightly(self):
+        config = self.world.config()
+        return night_is_due(Source.objects.get(name=config.steve_source).progress, config.timezone)
+
+
+@pytest.fixture
+def days(world, monkeypatch, request):
+    between = getattr(request, "param", 15 * MINUTE)
+    with ExitStack() as opened:
+        with clients.steve_client(world.config()) as usual:
+            settings = usual.settings
+        days = Days(world, opened.enter_context(SlowSteve(settings, world)), between)
+        recheck = Discovery._recheck_stops
+
+        def counted(discovery):
+            before = days.steve.calls
+            recheck(discovery)
+            days.rechecks += days.steve.calls - before
+
+        monkeypatch.setattr(Discovery, "_recheck_stops", counted)
+        yield days
+
+
+def park(world, number, stuck=0):
+    """So many cars charge, some of them at a connector where a newer session shows that they have left."""
+    world.session("TAG-OLD", "CP-OLD")
+    left = [world.start(f"TAG-{n}", f"CP-{n}", at=2 * HOUR) for n in range(stuck)]
+    for n in range(number):
+        world.start(f"TAG-{n}", f"CP-{n}", at=HOUR)
+    return left
+
+
+def parent_of(tag):
+    last = IdTagParent.objects.filter(id_tag__text=tag).order_by("seen_from").last()
+    return last and last.parent and last.parent.text
+
+
+@pytest.mark.parametrize("release", FAMILIES)
+@pytest.mark.parametrize(
+    ("number", "stuck", "days", "cycles"),
+    [
+        pytest.param(0, 0, HOUR, 26, id="none-open"),
+        pytest.param(40, 15, HOUR, 26, id="40-open"),
+        pytest.param(300, 20, 15 * MINUTE, 10, id="300-open"),
+        pytest.param(1_000, 20, MINUTE, 10, id="1000-open-every-minute"),
+        pytest.param(300, 60, 15 * MINUTE, 98, id="300-open-a-day", marks=pytest.mark.long),
+    ],
+    indirect=["days"],
+)
+def test_no_idle_cycle_of_a_day_makes_more_than_four_calls_or_takes_much_of_steves_time(
+    world, days, number, stuck, cycles
+):
+    left = park(world, number, stuck)
+    for n in range(5):
+        world.steve.add_tag(f"PARENT-{n}")
+    for _ in range(2 + stuck // 10):  # the history, and the evidence of what has just become stuck
+        days.cycle()
+    kinds, spent_s, began = days.steve.kinds.copy(), days.steve.spent_s, world.clock.now()
+    nights = 0
+    for count in range(cycles):
+        if count % 10 == 0 and number:
+            world.steve.set_parent("TAG-1", f"PARENT-{count // 10 % 5}")
+        nightly = days.is_nightly()
+        nights += nightly
+        days.cycle()
+        assert nightly or days.calls <= MOST_CALLS, (count, days.calls, days.steve.kinds - kinds)
+        assert nightly or days.between == MINUTE or days.share <= MOST_SHARE, (count, days.share)
+    assert nights == (cycles * days.between > 24 * HOUR)
+    passed_s = (world.clock.now() - began).total_seconds()
+    assert (days.steve.spent_s - spent_s) / passed_s <= MOST_SHARE
+    asked = days.steve.kinds - kinds
+    hours = passed_s / 3600
+    for kind, per_hour in (("active", 0.8), ("window", 0.6), ("tags", 0.4)):
+        assert asked[kind] >= hours * per_hour - 1, (kind, asked)
+    if number and days.between == HOUR:
+        assert parent_of("TAG-1") is not None
+    if left:
+        world.stop(left[0], "CP-0", at=timedelta(), meter_wh=9_000)
+        world.clock.advance(2 * MINUTE)
+        days.cycle()
+        assert world._session(left[0]).get().stopped_at is not None
+
+
+@pytest.mark.parametrize("release", FAMILIES)
+@pytest.mark.parametrize("number", [0, 2, 300])
+def test_the_watch_takes_little_of_steves_time(world, days, number):
+    park(world, number)
+    days.cycle()
+    WorkerHeartbeat.objects.create(worker="test", source_id="main", leader=True)
+    began, calls, spent_s = world.clock.now(), days.steve.calls, days.steve.spent_s
+    ticks = 40
+    for _ in range(ticks):
+        at = world.clock.now()
+        look(world.config(), days.steve, worker="test")
+        world.clock.set(max(at + TICK, world.clock.now()))
+    passed_s = (world.clock.now() - began).total_seconds()
+    assert (days.steve.calls - calls) / ticks <= 3
+    assert (days.steve.spent_s - spent_s) / passed_s <= MOST_SHARE, days.steve.kinds
