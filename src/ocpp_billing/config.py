@@ -255,6 +255,13 @@ class Config:
         _http_url, "https://api.getlago.com", "Address of Lago, with its path prefix if any", group="Lago"
     )
     lago_api_key: str | None = _option(_text, None, "Lago's API key", group="Lago")
+    lago_front_url: str | None = _option(
+        _http_url,
+        None,
+        "Address of Lago's own pages, such as https://app.getlago.com; set = a session's page links to its "
+        "customer there",
+        group="Lago",
+    )
     lago_metric_code: str = _option(
         _pattern(r"[A-Za-z0-9_.:-]{1,100}", "a billable metric code such as ev_charging_kwh"),
         "ev_charging_kwh",

@@ -99,7 +99,7 @@ def add_event(session, now, *, energy_wh, state, reason=None):
         payload="{}",
         state=state,
         reason=reason,
-        attempts=0 if state == "queued" else 1,
+        attempts=0 if state in {"queued", "void"} else 1,
     )
 
 
@@ -159,8 +159,13 @@ def fill(now):
         now, stopped_ago=timedelta(days=5), energy_wh=31_900, state="excluded", reason="before_go_live"
     )
     add_session(now, stopped_ago=timedelta(days=1), energy_wh=0, state="excluded", reason="zero_energy")
-    add_session(now, stopped_ago=None, state="stuck", evidence={"source": "meter_value", "stop_wh": 41_500})
-    add_session(now, stopped_ago=None, state="stuck", evidence={"source": "none", "stop_wh": None})
+    seen = {"at": (now - timedelta(hours=2)).isoformat(), "read_at": now.isoformat()}
+    add_session(
+        now, stopped_ago=None, state="stuck", evidence={"source": "meter_value", "stop_wh": 41_500, **seen}
+    )
+    add_session(
+        now, stopped_ago=None, state="stuck", evidence={"source": "none", "stop_wh": None, **seen, "at": None}
+    )
     add_session(now, stopped_ago=None, state="open")
     for tag in ("TAG-1", "TAG-2", "TAG-3"):
         add_mapping(now, tag=tag)

@@ -11,6 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import URLResolver, get_resolver
 
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.charging.models import IdTagParent
 from tests.portal import ledger
 
 pytestmark = pytest.mark.django_db
@@ -39,11 +40,13 @@ PAGES = [
     "/attention",
     "/attention/held/unmapped_tag",
     "/billing-events",
+    "/billing-events?state=held&tag=TAG-7",
     "/mappings",
     "/mappings/import",
     "/mappings/new",
     "/mappings/new?tag=TAG-7",
     "/search",
+    "/search?q=tag",
     "/settings/audit",
     "/settings/tokens",
     "/settings/tokens/new",
@@ -161,6 +164,37 @@ def test_no_page_takes_more_than_thirty_queries(signed_in, now, path):
     ) as queries:
         assert client.get(path).status_code == 200
     assert len(queries) <= 30
+
+
+def session_of_a_big_family(now):
+    """Confirmed, corrected and moved; its tag is mapped by the parent of its parent's parent."""
+    session = ledger.add_session(now, state="confirmed", tag="CARD-1")
+    for _ in range(3):
+        ledger.add_event(session, now, energy_wh=100, state="confirmed")
+    for child, parent in (("CARD-1", "CAR-1"), ("CAR-1", "DEPOT-1"), ("DEPOT-1", "FLEET-1")):
+        IdTagParent.objects.create(
+            id_tag=ledger.add_tag(child), parent=ledger.add_tag(parent), seen_from=now - timedelta(days=9)
+        )
+    ledger.add_mapping(now, tag="FLEET-1")
+    for n, event in enumerate(session.events.all()):
+        event.external_subscription_id = event.lago_subscription_id = f"sub-{n % 2}"
+        event.period_from, event.period_to = now - timedelta(days=5), now + timedelta(days=25)
+        event.save()
+    ledger.add_decision(session, now, "bill", customer="customer")
+    return session
+
+
+@pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR])
+def test_a_session_with_a_mapping_inherited_through_several_parents_takes_no_more(signed_in, now, role):
+    session = session_of_a_big_family(now)
+    client = signed_in(role)
+    client.get("/")  # where one is signed in is noted once
+    with CaptureQueriesContext(connection) as queries:
+        page = client.get(f"/sessions/{session.pk}").content.decode()
+    assert page.count("its parent") == 3
+    assert "It counts 10.100 kWh of ours" in page
+    assert len(queries) <= 30
+    assert (Page(page).foreign, Page(page).inline) == ([], [])
 
 
 def test_the_dashboards_queries_do_not_grow_with_the_ledger(signed_in, now):

@@ -57,6 +57,11 @@ def test_one_exact_hit_goes_straight_there(found, asked, leads_to):
     assert re.fullmatch(leads_to, found(asked))
 
 
+def test_an_event_that_was_given_up_still_leads_to_its_session(found, now):
+    UsageEvent.objects.filter(session__steve_id=2).update(state="void", attempts=1, given_up_at=now)
+    assert re.fullmatch(r"/sessions/\d+", found("8b0c-lago"))
+
+
 def test_two_things_of_one_name_are_both_shown(found):
     text = found("1")
     assert "Sessions Session 1" in text

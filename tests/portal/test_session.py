@@ -1,5 +1,6 @@
 """One session's page: what was read, decided, sent and answered, with the numbers in place."""
 
+import dataclasses
 import html
 import json
 import re
@@ -12,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
-from ocpp_billing.billing.models import Decision, UsageEvent
+from ocpp_billing.billing.models import Decision, LagoSubscription, UsageEvent
 from ocpp_billing.charging.models import ChargingSession, IdTagParent
 from tests.engine.test_scenarios_delivering import live, revised  # noqa: F401
 from tests.portal import ledger
@@ -54,6 +55,7 @@ def test_a_charge_is_explained_from_the_plug_to_the_invoice(live):  # noqa: F811
         assert part in text, part
     for event in session.events.all():
         assert html.escape(event.payload) in answer.content.decode()  # to the byte, to be copied
+    assert LagoSubscription.objects.get(external_id="sub-alice").lago_customer_id
     page = answer.content.decode()
     assert page.index("timeline-under") > page.index("5.000 kWh to sub-alice")
     assert page.index("timeline-under") < page.index("3.000 kWh to sub-alice")
@@ -105,7 +107,7 @@ class TestOneSession:
 
     def test_an_open_and_a_stuck_one(self, shown, now):
         assert "Still charging" in shown(ledger.add_session(now, stopped_ago=None, state="open"))
-        evidence = {"source": "meter_value", "stop_wh": 41_500, "read_at": now.isoformat()}
+        evidence = {"source": "meter_value", "stop_wh": 41_500, "at": None, "read_at": now.isoformat()}
         stuck = ledger.add_session(now, stopped_ago=None, state="stuck", evidence=evidence)
         text = shown(stuck)
         assert "Never stopped" in text
@@ -139,6 +141,69 @@ class TestOneSession:
         assert "secret" not in seen.lower()
         assert "…7F3A" in seen
         assert tag in signed_in(Role.OPERATOR).get(f"/sessions/{session.pk}").content.decode()
+
+    def test_a_viewer_does_not_see_the_tag_that_it_had_when_it_was_sent(self, signed_in, now):
+        session = ledger.add_session(now, state="confirmed", tag="NEW-TAG-0001")
+        UsageEvent.objects.update(payload=json.dumps({"properties": {"id_tag": "OLD-TAG-7F3A"}}))
+        seen = signed_in(Role.VIEWER).get(f"/sessions/{session.pk}").content.decode()
+        assert "OLD-TAG" not in seen
+        assert "…7F3A" in seen
+
+    def test_what_was_given_up_stays_on_its_page_in_words_and_counts_nowhere(self, shown, now):
+        session = ledger.add_session(now, state="held", reason="late_period", energy_wh=5_000)
+        given_up = ledger.add_event(session, now - timedelta(days=2), energy_wh=5_000, state="void")
+        assert "Given up" not in shown(session)  # never sent: nobody outside of here knows it
+        says = "Lago never got it and would not bill it any more"
+        given_up.answer, given_up.given_up_at = {"outcome": "given up", "says": says}, now
+        given_up.first_attempt_at, given_up.attempts = now - timedelta(days=2), 1
+        given_up.save()
+        text = shown(session)
+        assert "5.000 kWh to subscription Given up" in text
+        assert f"Lago does not bill it: {says}" in text
+        assert "its energy is decided anew" in text
+        assert "No other usage event Nothing is sent to Lago until its cause is resolved." in text
+        assert "in Lago after all" not in text
+        assert "Transaction id" not in text
+
+    def test_one_that_was_given_up_before_another_billed_it_stands_beside_that(self, signed_in, now):
+        session = ledger.add_session(now, state="confirmed")
+        ledger.add_event(session, now, energy_wh=10_000, state="confirmed")
+        ledger.add_event(session, now, energy_wh=500, state="queued")
+        UsageEvent.objects.filter(n=1).update(
+            state="void", attempts=1, given_up_at=now - timedelta(days=1), turned_up_at=now
+        )
+        page = signed_in().get(f"/sessions/{session.pk}").content.decode()
+        under = page.index("timeline-under")
+        assert page.index(":1</span>") < page.index(":2</span>") < under < page.index(":3</span>")
+        assert "write a credit note over it" in page
+        assert "A person excluded what it carries" in page  # no other words of Lago's: it was excluded
+
+    def test_one_that_lago_got_too_late_is_no_alarm(self, shown, now):
+        session = ledger.add_session(now, state="confirmed")
+        UsageEvent.objects.update(
+            state="void", answer={"outcome": "given up", "says": "x"}, given_up_at=now, turned_up_at=now
+        )
+        assert "credit note" not in shown(session)
+
+    def test_the_payers_page_in_lago_is_one_click_away(self, signed_in, now, settings):
+        session = ledger.add_session(now, state="confirmed")
+        client = signed_in()
+
+        def link():
+            page = client.get(f"/sessions/{session.pk}").content.decode()
+            found = re.search(r'href="([^"]*)"[^>]*>(?:(?!</a>).)*Open in Lago', page, re.DOTALL)
+            return found and found[1]
+
+        front = "https://lago.example/app"
+        settings.CONFIG = dataclasses.replace(settings.CONFIG, lago_front_url=front)
+        assert link() is None  # Lago has not said how it calls the customer
+        LagoSubscription.objects.create(
+            lago_id="lago", external_id="subscription", external_customer_id="customer", plan_code="p",
+            status="active", lago_customer_id="1a/2b", read_at=now,
+        )  # fmt: skip
+        assert link() == f"{front}/customer/1a%2F2b"
+        settings.CONFIG = dataclasses.replace(settings.CONFIG, lago_front_url=None)
+        assert link() is None
 
     def test_a_number_that_is_none_of_ours_says_so(self, signed_in):
         answer = signed_in().get("/sessions/4711")

@@ -124,6 +124,7 @@ TABLE: dict[str, tuple[list[tuple[str, Any]], list[str], str]] = {
     "STEVE_READ_TIMEOUT_SECONDS": integer(1, 3600),
     "LAGO_API_URL": URLS,
     "LAGO_API_KEY": (TEXT, [], ""),
+    "LAGO_FRONT_URL": URLS,
     "LAGO_METRIC_CODE": (
         [("ev_charging_kwh", "ev_charging_kwh"), ("a.b:c-d", "a.b:c-d")],
         ["ev kwh", "m" * 101, "kWh/day"],

@@ -150,7 +150,13 @@ def without_tag(value: Any, tag: str, caller: Caller) -> Any:
     if caller.sees_tags:
         return value
     if isinstance(value, dict):
-        return {key: without_tag(inner, tag, caller) for key, inner in value.items()}
+        # Also one that the session had before StEvE changed it, in an event that was sent then.
+        return {
+            key: caller.tag(inner)
+            if key == "id_tag" and isinstance(inner, str)
+            else without_tag(inner, tag, caller)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [without_tag(inner, tag, caller) for inner in value]
     if isinstance(value, str) and tag and tag.casefold() in value.casefold():

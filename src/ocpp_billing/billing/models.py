@@ -250,6 +250,8 @@ class LagoSubscription(models.Model):
     lago_id = models.TextField(primary_key=True)
     external_id = models.TextField()
     external_customer_id = models.TextField()
+    # Lago's own id of the customer, by which its pages are addressed.
+    lago_customer_id = models.TextField(null=True)
     plan_code = models.TextField()
     status = models.TextField()
     name = models.TextField(null=True)

@@ -13,7 +13,7 @@ from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.billing.rules import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from ocpp_billing.charging.models import ChargingSession
 
@@ -96,19 +96,23 @@ def open_acts(standing: Standing) -> list[Act]:
     return [act for act in acts if act not in closed_to]
 
 
-def acts_of(sessions: Iterable[ChargingSession], *, closable: bool) -> dict[int, list[Act]]:
+def acts_of(
+    sessions: Iterable[ChargingSession], *, closable: bool, sent: Collection[int] | None = None
+) -> dict[int, list[Act]]:
     """The open acts of sessions, by their number, in one query.
 
     Args:
         sessions: any.
         closable: StEvE can be told to close sessions (:func:`charging.closing.known_capabilities`).
+        sent: numbers of those with an event that was attempted and stands; None = that is asked for.
     """
     sessions = list(sessions)
-    sent = set(
-        UsageEvent.objects.filter(session__in=[session.pk for session in sessions], attempts__gt=0)
-        .exclude(state="void")
-        .values_list("session_id", flat=True)
-    )
+    if sent is None:
+        sent = set(
+            UsageEvent.objects.filter(session__in=[session.pk for session in sessions], attempts__gt=0)
+            .exclude(state="void")
+            .values_list("session_id", flat=True)
+        )
     return {
         session.pk: open_acts(
             Standing(

@@ -165,6 +165,7 @@ def _store(customers: set[str], rows: Sequence[Subscription], now: datetime) -> 
                     row.lago_id,
                     row.external_id,
                     row.external_customer_id,
+                    row.lago_customer_id,
                     row.plan_code,
                     row.status,
                     row.name,
@@ -202,11 +203,12 @@ def _load(customers: set[str], since: datetime) -> tuple[dict[str, list[Subscrip
 
 _UPSERT_ROW = """
 INSERT INTO lago_subscription (
-    lago_id, external_id, external_customer_id, plan_code, status, name,
+    lago_id, external_id, external_customer_id, lago_customer_id, plan_code, status, name,
     started_at, terminated_at, period_from, period_to, read_at
-) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (lago_id) DO UPDATE SET
     external_id = EXCLUDED.external_id, external_customer_id = EXCLUDED.external_customer_id,
+    lago_customer_id = EXCLUDED.lago_customer_id,
     plan_code = EXCLUDED.plan_code, status = EXCLUDED.status, name = EXCLUDED.name,
     started_at = EXCLUDED.started_at, terminated_at = EXCLUDED.terminated_at,
     period_from = EXCLUDED.period_from, period_to = EXCLUDED.period_to, read_at = EXCLUDED.read_at

@@ -154,6 +154,7 @@ class Subscription(Answer, frozen=True, kw_only=True):
     lago_id: str
     external_id: str
     external_customer_id: str
+    lago_customer_id: str | None = None
     plan_code: str
     status: str
     name: str | None = None

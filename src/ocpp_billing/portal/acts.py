@@ -167,14 +167,16 @@ FORMS: dict[Act, type[forms.Form]] = {
 # -- what is offered -------------------------------------------------------------------------------------
 
 
-def offered_acts(session: ChargingSession, *, back: str) -> list[dict[str, Any]]:
+def offered_acts(session: ChargingSession, *, back: str, sent: bool) -> list[dict[str, Any]]:
     """The open acts of a session as links, the one to suggest first.
 
     Args:
         session: whose.
         back: the page to come back to.
+        sent: an event of it was attempted and stands.
     """
-    return act_links(session, acts_of([session], closable=can_close_in_steve())[session.pk], back=back)
+    acts = acts_of([session], closable=can_close_in_steve(), sent=[session.pk] if sent else [])
+    return act_links(session, acts[session.pk], back=back)
 
 
 def can_close_in_steve() -> bool:

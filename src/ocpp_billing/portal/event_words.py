@@ -49,6 +49,7 @@ _OUTCOMES: dict[str, str | Promise] = {
     "not named": gettext_lazy("Lago refused a batch without naming it; it is sent by itself"),
     "not found": gettext_lazy("Whether Lago took it is not known, and Lago does not show it"),
     "taken, not found": gettext_lazy("Lago says that the id is taken and does not show the event"),
+    "given up": gettext_lazy("Lago does not bill it"),
     "unknown": gettext_lazy("Whether Lago took it is not known; it is read back, then sent again"),
 }
 

@@ -112,7 +112,7 @@ def _sessions(asked: str, source: str) -> list[Hit]:
     event = (
         UsageEvent.objects.filter(source_id=source)
         .filter(Q(transaction_id=asked) | Q(lago_event_id=asked))
-        .exclude(state="void")
+        .exclude(state="void", given_up_at=None)  # what was given up may be in Lago, and be looked for
         .values("session_id")
     )
     found |= {each.pk: each for each in sessions.filter(pk__in=event)}

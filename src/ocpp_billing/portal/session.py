@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from django.conf import settings
-from django.db.models import Sum
+from django.db.models import Q, Sum
 from django.http import Http404
 from django.shortcuts import render
 from django.utils.translation import gettext as _
@@ -23,8 +26,8 @@ from ocpp_billing.billing.models import LagoSubscription, UsageEvent
 from ocpp_billing.billing.rules import Rule
 from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT
 from ocpp_billing.charging.models import ChargingSession, IdTag
-from ocpp_billing.mappings.models import LagoCustomer, TagMapping
-from ocpp_billing.mappings.resolve import Inactive, Mapped, resolve_mapping
+from ocpp_billing.mappings.models import LagoCustomer
+from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, resolve_mapping
 from ocpp_billing.mappings.store import load_family
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import caller
@@ -55,9 +58,10 @@ def session(request: HttpRequest, session_id: int) -> HttpResponse:
     decisions = list(found.decisions.order_by("-pk"))
     sent = list(found.events.order_by("n"))
     standing = [event for event in sent if event.state != "void"]
-    events = _events(standing, found, who)
+    events = _events([event for event in sent if event in standing or event.given_up_at], found, who)
     row = _sums(found, standing, decisions)
     judged = _judged(found, who)
+    payer = _payer(found, row, decisions, standing, judged["rulings"].payer if judged else None)
     context = {
         "session": found,
         "row": row,
@@ -71,12 +75,15 @@ def session(request: HttpRequest, session_id: int) -> HttpResponse:
         "stopped_by": _stopped_by(found),
         "judged": judged,
         "decided": [_decision(each, found, who) for each in decisions],
-        "payer": _payer(found, row, decisions, standing, judged["rulings"].payer if judged else None),
+        "payer": payer,
         "events": events,
+        "sends_nothing": not standing,
+        "sent": any(event.attempts for event in standing),
         "people": _people(found, sent, who),
         "raw": json.dumps(without_tag(found.raw, found.id_tag_text, who), indent=2, ensure_ascii=False),
         "flags": found.flags,
         "customer_name": _customer_name(row.customer),
+        "lago_address": _lago_address(payer),
     }
     return render(request, "portal/session.html", context)
 
@@ -110,6 +117,22 @@ def _customer_name(customer: str | None) -> str | None:
     if customer is None:
         return None
     return LagoCustomer.objects.filter(external_id=customer).values_list("name", flat=True).first()
+
+
+def _lago_address(payer: Payer) -> str | None:
+    """Lago's own page of whoever pays; None where it has no address or the customer was never read."""
+    customer = payer.customer or payer.assigned
+    if customer is None and payer.mapping is not None:
+        customer = payer.mapping.customer
+    front_url = settings.CONFIG.lago_front_url
+    if front_url is None or customer is None:
+        return None
+    if payer.subscription is not None and payer.subscription.external_customer_id == customer:
+        lago_id = payer.subscription.lago_customer_id
+    else:
+        read = LagoSubscription.objects.filter(external_customer_id=customer, lago_customer_id__isnull=False)
+        lago_id = read.order_by("-read_at").values_list("lago_customer_id", flat=True).first()
+    return None if lago_id is None else f"{front_url}/customer/{quote(lago_id, safe='')}"
 
 
 def _lasted(row: Sums) -> Any:
@@ -182,7 +205,7 @@ class Payer:
     external_subscription_id: str | None
     at: datetime | None
     path: list[str] = field(default_factory=list)
-    mapping: TagMapping | None = None
+    mapping: MappingInterval | None = None
     inactive: bool = False
     decided_by_other: bool = False
     assigned: str | None = None
@@ -203,12 +226,12 @@ def _payer(
         family = load_family({found.id_tag_id})
         answer = resolve_mapping(found.id_tag_id, at, family.mappings, family.parents)
         if isinstance(answer, Mapped | Inactive):
-            mapping = TagMapping.objects.select_related("id_tag").get(pk=answer.mapping.mapping_id)
+            mapping = answer.mapping
             inactive = isinstance(answer, Inactive)
-        if isinstance(answer, Mapped) and mapping is not None:
-            texts = {found.id_tag_id: found.id_tag.text, mapping.id_tag_id: mapping.id_tag.text}
-            if between := set(answer.via_tag_ids) - texts.keys():
-                texts |= dict(IdTag.objects.filter(pk__in=between).values_list("pk", "text"))
+        if isinstance(answer, Mapped):
+            texts = {found.id_tag_id: found.id_tag.text}
+            if above := set(answer.via_tag_ids) - texts.keys():
+                texts |= dict(IdTag.objects.filter(pk__in=above).values_list("pk", "text"))
             path = [texts[tag_id] for tag_id in answer.via_tag_ids]
     decided = next((each.mapping_id for each in decisions if each.mapping_id is not None), None)
     rows = LagoSubscription.objects.order_by("-started_at")
@@ -223,7 +246,7 @@ def _payer(
         path=path,
         mapping=mapping,
         inactive=inactive,
-        decided_by_other=decided is not None and (mapping is None or mapping.pk != decided),
+        decided_by_other=decided is not None and (mapping is None or mapping.mapping_id != decided),
         assigned=assigned[0] if assigned else None,
         subscription=subscription,
     )
@@ -233,17 +256,14 @@ def _payer(
 
 
 def _events(events: list[UsageEvent], found: ChargingSession, who: Caller) -> list[dict[str, Any]]:
-    """Usage events in their order; the first carries those that correct or move it."""
-    counted: dict[tuple[str, datetime | None], int | None] = {}
-    for event in events:
-        key = (event.lago_subscription_id, event.period_from)
-        if event.state == "confirmed" and key not in counted:
-            counted[key] = _counted_wh(event)
+    """Usage events in their order; the first that stands carries those that correct or move it."""
+    counted = _counted_wh(events)
     shown = [
         _event(each, counted.get((each.lago_subscription_id, each.period_from)), found, who)
         for each in events
     ]
-    return [{**shown[0], "further": shown[1:]}] if shown else []
+    first = next((n for n, event in enumerate(events) if event.state != "void"), len(events))
+    return [*shown[:first], *({**each, "further": shown[first + 1 :]} for each in shown[first : first + 1])]
 
 
 def _event(event: UsageEvent, counted_wh: int | None, found: ChargingSession, who: Caller) -> dict[str, Any]:
@@ -255,6 +275,10 @@ def _event(event: UsageEvent, counted_wh: int | None, found: ChargingSession, wh
         "kind": KINDS.get(event.kind, event.kind),
         "payload": payload,
         "pretty": json.dumps(json.loads(payload), indent=2, ensure_ascii=False),
+        "void": event.state == "void",
+        "given_up_says": _given_up_says(event),
+        # Seen there when it was given up, it is known not to be on the invoice.
+        "turned_up": event.turned_up_at and event.given_up_at and event.turned_up_at > event.given_up_at,
         "answer": answer_says(without_tag(event.answer, found.id_tag_text, who)),
         "reason": wording.of_reason(event.state, event.reason) if event.reason else None,
         "counted_wh": counted_wh if event.state == "confirmed" else None,
@@ -262,20 +286,37 @@ def _event(event: UsageEvent, counted_wh: int | None, found: ChargingSession, wh
     }
 
 
-def _counted_wh(event: UsageEvent) -> int | None:
-    """What Lago counts of ours for the subscription and period of an event."""
-    if event.period_from is None or event.period_to is None:
+def _given_up_says(event: UsageEvent) -> str | None:
+    """What it means for the money that an event was given up; None = it was not."""
+    if event.given_up_at is None:
         return None
-    counted = UsageEvent.objects.filter(
-        source_id=event.source_id,
-        external_subscription_id=event.external_subscription_id,
-        metric_code=event.metric_code,
-        timestamp__gte=event.period_from,
-        timestamp__lte=event.period_to,
-        lago_subscription_id=event.lago_subscription_id,
-        state="confirmed",
-    ).aggregate(sum=Sum("energy_wh"))
-    return int(counted["sum"] or 0)
+    if (event.answer or {}).get("outcome") != "given up":
+        return _("A person excluded what it carries, so it is not sent again.")
+    if event.state == "void":
+        return _("So it counts nowhere here, and its energy is decided anew.")
+    return _("So it is not sent again; what it carries is held until a person settles it.")
+
+
+def _counted_wh(events: list[UsageEvent]) -> dict[tuple[str, datetime | None], int]:
+    """What Lago counts of ours, in Wh, by subscription row and beginning of the period of these events."""
+    periods = {
+        (event.lago_subscription_id, event.period_from): Q(
+            external_subscription_id=event.external_subscription_id,
+            metric_code=event.metric_code,
+            timestamp__gte=event.period_from,
+            timestamp__lte=event.period_to,
+            lago_subscription_id=event.lago_subscription_id,
+        )
+        for event in events
+        if event.state == "confirmed" and event.period_from is not None and event.period_to is not None
+    }
+    if not periods:
+        return {}
+    any_of = reduce(or_, periods.values())
+    sums = UsageEvent.objects.filter(any_of, source_id=events[0].source_id, state="confirmed").aggregate(
+        **{f"period_{n}": Sum("energy_wh", filter=period) for n, period in enumerate(periods.values())}
+    )
+    return {key: int(sums[f"period_{n}"] or 0) for n, key in enumerate(periods)}
 
 
 # -- people -----------------------------------------------------------------------------------------------

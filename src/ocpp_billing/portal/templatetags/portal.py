@@ -159,12 +159,12 @@ def id_tag(context: Context, text: str) -> str:
 
 
 @register.simple_tag(takes_context=True)
-def offered_acts(context: Context, session: ChargingSession) -> list[dict[str, Any]]:
-    """The acts that are open to whoever looks at a session; none for viewers."""
+def offered_acts(context: Context, session: ChargingSession, *, sent: bool) -> list[dict[str, Any]]:
+    """The acts that are open to whoever looks at a session, sent to Lago or not; none for viewers."""
     request = context["request"]
     if not context["user"].is_operator:
         return []
-    return acts.offered_acts(session, back=request.get_full_path())
+    return acts.offered_acts(session, back=request.get_full_path(), sent=sent)
 
 
 def _time(at: datetime, words: str, *, ticking: str = "") -> SafeString:

@@ -53,10 +53,22 @@
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
 
   // -- copy buttons ---------------------------------------------------------------------------------
+  // A browser gives the clipboard to pages over https only (and on this machine); elsewhere the old way works.
+  const copy = async (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const box = document.createElement("textarea");
+    box.value = text;
+    box.className = "visually-hidden";
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  };
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-copy]");
     if (button === null) return;
-    await navigator.clipboard.writeText(button.dataset.copy);
+    await copy(button.dataset.copy);
+    button.focus();
     button.classList.add("good");
     setTimeout(() => button.classList.remove("good"), 1500);
   });
