@@ -1035,6 +1035,7 @@ def test_the_balance_as_json_has_the_documented_shape(command):
         "negative": {"sessions": 0, "energy_wh": 0},
         "malformed": 0,
         "unexplained": {"sessions": 0, "energy_wh": 0},
+        "proved_at": None,  # never in full yet
     }
 
 
