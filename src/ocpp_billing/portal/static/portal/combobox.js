@@ -52,12 +52,17 @@
       input.setAttribute("aria-expanded", "true");
       mark(null);
     };
+    let told = null;
     const choose = (option) => {
-      input.value = option.dataset.value;
+      input.value = told = option.dataset.value;
       close();
       input.dispatchEvent(new Event("change", { bubbles: true }));
     };
 
+    // The browser says it again when the field is left, and the answer would draw anew what was chosen since.
+    input.addEventListener("change", (event) => {
+      if (event.isTrusted && input.value === told) event.stopImmediatePropagation();
+    }, true);
     input.addEventListener("input", () => {
       clearTimeout(waiting);
       waiting = setTimeout(open, PAUSE_MS);
