@@ -1,7 +1,7 @@
-"""Writes what is generated from the command line and the API: ``python -m tools.reference_documents``.
+"""Writes what is generated from code: ``python -m tools.reference_documents``.
 
-``docs/reference/cli.md`` comes from the parser and ``docs/reference/api.md`` from the routes of the API; a
-test compares them.
+``docs/reference/cli.md`` comes from the parser, ``docs/reference/api.md`` from the routes of the API, and
+``docs/reference/states-and-reasons.md`` from the portal's words; a test compares them.
 """
 
 from __future__ import annotations
@@ -80,6 +80,44 @@ API_TAIL = """\
 | `GET /readyz` | everybody; details for this machine and bearers of a token | the database answers and has this version's schema; worker and balance |
 | `GET /metrics` | this machine and bearers of a token | figures for Prometheus |
 """
+
+STATES_HEAD = """\
+# States and reasons
+
+<!-- Written by: python -m tools.reference_documents -->
+
+Every session that was ever read from StEvE is in exactly one of these states, and so is every watt-hour of it
+(`ocpp-billing balance`). A session whose parts are in different states, such as one with a correction that waits,
+bears the state of its least advanced part, in the order open, stuck, held, rejected, queued, accepted, confirmed,
+excluded. The codes are those of the API, of the CSV files and of the metrics; they are fixed.
+
+## States
+"""
+
+REASONS_HEAD = """\
+
+## Reasons
+
+Why a session is held or excluded. What is held is decided anew by itself when its cause may be gone: at once when
+a mapping is made or changed, in every full run where it waits for Lago, when a threshold is changed, and all of it
+once a night. A person can decide at any time, with a note. Of several reasons that apply the first one counts.
+"""
+
+STATES_TAIL = """\
+
+A session that was rejected bears Lago's own code in the place of a reason.
+
+## What StEvE says and we cannot read
+
+A row of StEvE without what a session needs (an id, a register value that is a number) is *malformed*: it is set
+aside with its text and its fault, counted beside the states (`malformed`), and no other row waits for it. It is
+settled when StEvE shows it well-formed.
+
+## Runs
+"""
+
+# Reasons of what is deliberately not billed; all others hold.
+OF_EXCLUSION = ("zero_energy", "below_minimum", "before_go_live", "by_operator", "credited")
 
 
 def cli_reference() -> str:
@@ -169,6 +207,50 @@ def _routes(api: Any) -> Iterator[dict[str, str]]:
             }
 
 
+def states_reference() -> str:
+    """The text of ``docs/reference/states-and-reasons.md``."""
+    from ocpp_billing.alerts.conditions import TITLES
+    from ocpp_billing.portal.run_words import STATUS
+    from ocpp_billing.portal.wording import REASONS, REJECTED, STATES, STUCK
+
+    lines = STATES_HEAD.splitlines()
+    lines += ["", "| state | called | means |", "|---|---|---|"]
+    lines += [f"| `{each.code}` | {each.label} | {each.means} |" for each in STATES.values()]
+    lines += REASONS_HEAD.splitlines()
+    for state, excludes in (("Held", False), ("Excluded", True)):
+        lines += ["", f"### {state}", "", "| reason | called | means | what to do |", "|---|---|---|---|"]
+        lines += [
+            f"| `{each.code}` | {each.label} | {each.means} | {each.do} |"
+            for each in REASONS.values()
+            if (each.code in OF_EXCLUSION) is excludes
+        ]
+    lines += [
+        "",
+        "### Stuck and rejected",
+        "",
+        "| state | called | means | what to do |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| `{each.code}` | {each.label} | {each.means} | {each.do} |" for each in (STUCK, REJECTED)]
+    lines += STATES_TAIL.splitlines()
+    lines += ["", "| status | called |", "|---|---|"]
+    lines += [f"| `{code}` | {words[0]} |" for code, words in STATUS.items()]
+    lines += [
+        "",
+        "What triggers a run: [the sync worker](../SYNC-WORKER.md#what-it-does).",
+        "",
+        "## Alerts",
+        "",
+    ]
+    lines += [
+        "| alert | title |",
+        "|---|---|",
+        *(f"| `{code}` | {title} |" for code, title in TITLES.items()),
+    ]
+    lines += ["", "When each is sent, and by which way: [alerts](../SYNC-WORKER.md#alerts)."]
+    return "\n".join([*lines, ""])
+
+
 def _sentence(text: str) -> str:
     text = " ".join(text.split()).replace("%%", "%")
     return text[:1].upper() + text[1:].rstrip(".") + "."
@@ -179,9 +261,13 @@ def _cell(text: str) -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Every generated document with what it should say. The API's needs Django to be set up."""
+    """Every generated document with what it should say. All but the first need Django to be set up."""
     reference = ROOT / "docs" / "reference"
-    return {reference / "cli.md": cli_reference(), reference / "api.md": api_reference()}
+    return {
+        reference / "cli.md": cli_reference(),
+        reference / "api.md": api_reference(),
+        reference / "states-and-reasons.md": states_reference(),
+    }
 
 
 def main() -> int:
