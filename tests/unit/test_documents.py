@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from tools.settings_documents import ADMIN, COMPOSE
 
 from ocpp_billing.cli import build_parser
 from ocpp_billing.config import Config
@@ -87,13 +89,94 @@ def test_commands_that_are_named_exist(document):
         assert any(tuple(words[1 : 1 + len(command)]) == command for command in COMMANDS), line
 
 
-def test_the_readmes_commands_are_understood_with_their_options():
-    understood = 0
-    for line in named_lines(ROOT / "README.md"):
-        if line.startswith("./run ocpp-billing ") and "--help" not in line:
-            build_parser().parse_args(shlex.split(line)[2:])
-            understood += 1
-    assert understood >= 8
+def typed_commands(text):
+    """The lines of shell in a document that start a command of ours, as arguments of its parser."""
+    for block in re.findall(r"(?m)^ *```sh\n(.*?)^ *```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            starts = [number for number, word in enumerate(words) if Path(word).name == "ocpp-billing"]
+            in_container = re.match(r"docker compose run (?:--rm )?(?:app|sync-worker) (.+)", " ".join(words))
+            if in_container:
+                yield shlex.split(in_container[1])
+            # The word may also be a user or a role: `createuser ocpp-billing`.
+            elif starts and words[starts[-1] + 1 :] and words[0] not in OTHER_PROGRAMS:
+                yield words[starts[-1] + 1 :]
+
+
+OTHER_PROGRAMS = {"useradd", "install", "systemctl", "journalctl"}
+
+
+def ended_with(arguments):
+    """What the parser says to arguments: 0 when they are understood, --help and --version included."""
+    try:
+        build_parser().parse_args(arguments)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@each_document
+def test_commands_to_type_are_understood_with_their_options(document, capsys):
+    for arguments in typed_commands(document.read_text(encoding="utf-8")):
+        assert ended_with(arguments) == 0, f"{' '.join(arguments)}: {capsys.readouterr().err}"
+
+
+def test_the_documents_have_commands_to_type():
+    typed = [" ".join(each) for document in DOCUMENTS for each in typed_commands(document.read_text())]
+    assert len(typed) >= 15
+    assert {"mappings import mappings.csv --dry-run", "worker", "up"} <= set(typed)
+
+
+@each_document
+def test_options_that_are_named_exist(document):
+    """Also within a sentence, where the rest of the line is left out."""
+    for line in named_lines(document):
+        words = re.sub(r"^\./run ", "", line).split()
+        if not words or words[0] != "ocpp-billing":
+            continue
+        command = next((each for each in COMMANDS if tuple(words[1 : 1 + len(each)]) == each), None)
+        if command is None:
+            continue
+        help_text = parser_of(command).format_help()
+        for option in re.findall(r"(?<!\S)--[a-z-]+", " ".join(words)):
+            assert re.search(rf"{option}\b", help_text), f"{option} in {line}"
+
+
+def parser_of(command):
+    parser = build_parser()
+    for word in command:
+        below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+        parser = below[0].choices[word]
+    return parser
+
+
+def test_what_the_tutorial_shows_in_bold_is_on_the_screen():
+    """Texts of the portal, with figures taken for the blanks in them."""
+    portal = ROOT / "src" / "ocpp_billing"
+    files = [*portal.rglob("*.html"), *portal.rglob("*.py")]
+    said = " ".join(" ".join(path.read_text(encoding="utf-8").split()) for path in files)
+    blanks = re.sub(r"\{\{.*?\}\}|%\(\w+\)s", "#", said)
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    bold = [" ".join(words.split()) for words in re.findall(r"\*\*(.+?)\*\*", tutorial, re.DOTALL)]
+    shown = [words for words in bold if words.rstrip("…") not in said]
+    assert len(bold) >= 25
+    assert [words for words in shown if re.sub(r"[0-9][0-9.]*", "#", words) not in blanks] == ["bold"]
+
+
+@each_document
+def test_examples_of_yaml_are_yaml(document):
+    for block in re.findall(r"(?m)^```yaml\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_the_figures_for_prometheus_are_all_described_and_no_others_are_named():
+    source = (ROOT / "src" / "ocpp_billing" / "metrics.py").read_text(encoding="utf-8")
+    there = {f"ocpp_billing_{name}" for name in re.findall(r'_(?:gauge|by)\(\s*"([a-z_]+)"', source)}
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`(ocpp_billing_[a-z_]+)`", text)) - {"ocpp_billing_sync"}
+    in_rules = set(re.findall(r"ocpp_billing_[a-z_]+(?=[ {])", text))
+    assert described == there
+    assert in_rules <= there
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS), ids=" ".join)
@@ -132,14 +215,24 @@ def test_continuous_integration_runs_the_readmes_test_command():
     )
 
 
+# What documents name that is no setting of the product, and whose it is.
+OTHERS = {
+    *("OCPP_BILLING_ENV_FILE", "FORWARDED_ALLOW_IPS"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *("TEST_DATABASE_URL", "OCPP_BILLING_REQUIRE_BROWSER"),
+    # of Python and systemd
+    *("PYTHONDONTWRITEBYTECODE", "AF_INET", "AF_INET6", "AF_UNIX"),
+}
+
+
 @each_document
 def test_settings_that_are_named_exist(document):
     of_product = {name.upper() for name in Config.__dataclass_fields__}
-    others = {"OCPP_BILLING_ENV_FILE", "TEST_DATABASE_URL", "ADMIN_EMAIL", "ADMIN_PASSWORD", "ADMIN_NAME"}
+    of_compose = {name for name, *_ in (*ADMIN, *COMPOSE)}
     text = " ".join(CODE.findall(document.read_text(encoding="utf-8")))
-    prefixes = "STEVE|LAGO|SYNC|BILLING|DELIVERY|OCPP_BILLING|AUTH|DATABASE|ADMIN|CONFIRM|LATE|MAX|MIN|TEST"
-    named = set(re.findall(rf"(?<![A-Z_-])(?:{prefixes})_[A-Z_]+", text))
-    assert named <= of_product | others
+    named = set(re.findall(r"(?<![A-Za-z0-9_$/-])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?![A-Za-z0-9_*-])", text))
+    # A family, such as ALERT_…, is not one setting.
+    assert named <= of_product | of_compose | OTHERS
 
 
 def test_the_rings_of_tests_are_all_described():
