@@ -1,4 +1,9 @@
-"""Structured logs: one line per event, an ``action`` on each, no secret in any."""
+"""Structured logs: one line per event, an ``action`` on each, no secret in any, none that others wrote.
+
+Tags, charge boxes, customers' names, Lago's words and addresses that are asked for end up in logs and on
+terminals. A line break in one of them would begin a line of its own, and an escape sequence could recolour,
+overwrite or empty the terminal that shows it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,35 @@ if TYPE_CHECKING:
 _SECRET_NAME = re.compile(
     r"secret|passw|api[-_]?key|token|authorization|cookie|credential|database_url", re.IGNORECASE
 )
+# Control characters, line and paragraph separators, marks that turn the direction of writing, and halves of
+# characters, which no stream takes.
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
+_CONTROL_OR_BREAK = re.compile(f"[\t\n{_CONTROLS}]")
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    r"""A text that is safe to show on a terminal: control characters as ``\u001b``, which JSON understands.
+
+    Args:
+        text: whatever it holds.
+        one_line: line breaks and tabs, too, are such characters.
+    """
+    pattern = _CONTROL_OR_BREAK if one_line else _CONTROL
+    return pattern.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def keep_to_one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """For the console: what a line tells cannot end it, and no line of a traceback looks like one."""
+    told: dict[str, Any] = {}
+    for key, value in event.items():
+        if key == "exception":
+            told[key] = "\n".join(f"  {line}" for line in printable(str(value)).split("\n"))
+        elif isinstance(value, str):
+            told[printable(key, one_line=True)] = printable(value, one_line=True)
+        else:  # numbers, and structures, which are shown in Python's own notation
+            told[printable(key, one_line=True)] = value
+    return told
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
@@ -55,10 +89,10 @@ def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    renderer: Any = (
-        structlog.processors.JSONRenderer()
+    renderers: list[Any] = (
+        [structlog.processors.JSONRenderer()]  # escapes what is not ASCII
         if json_lines
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else [keep_to_one_line, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
@@ -66,7 +100,7 @@ def configure_logging(*, level: str = "info", json_lines: bool = False) -> None:
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             # Before the console's own formatter, which may print variables, and secrets in them.
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
     )
     handler = logging.StreamHandler(sys.stderr)

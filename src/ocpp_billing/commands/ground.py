@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ocpp_billing.config import Config, parse_instant
 from ocpp_billing.embedded.database import database, set_up_schema
+from ocpp_billing.log import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -32,13 +33,13 @@ class CommandError(Exception):
 
 def out(text: str) -> None:
     """Write an answer."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
     """Write something beside the answer."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 
