@@ -85,14 +85,23 @@ def import_mappings(
         dry_run: report only.
 
     Raises:
-        MappingError: when the header is not the one of :data:`COLUMNS`.
+        MappingError: when the header is not the one of :data:`COLUMNS`, or the file is no CSV.
     """
     reader = csv.DictReader(_without_bom(lines), skipinitialspace=True)
+    try:
+        return _import_all(reader, source=source, zone=zone, by=by, user=user, dry_run=dry_run)
+    except csv.Error as error:
+        raise MappingError(f"Line {reader.line_num} cannot be read ({error}): mend the file.") from None
+
+
+def _import_all(
+    reader: csv.DictReader[str], *, source: str, zone: ZoneInfo, by: str, user: User | None, dry_run: bool
+) -> ImportReport:
     header = [name.strip() for name in reader.fieldnames or []]
     missing = [name for name in ("id_tag", "customer_id", "valid_from") if name not in header]
     unknown = [name for name in header if name not in COLUMNS]
     if missing or unknown:
-        wrong = f"missing: {', '.join(missing)}" if missing else f"unknown: {', '.join(unknown)}"
+        wrong = f"missing: {', '.join(missing)}" if missing else f"unknown: {', '.join(unknown)[:200]}"
         raise MappingError(f"The first line must name the columns {','.join(COLUMNS)} ({wrong}).")
     reader.fieldnames = header
     report = ImportReport()
@@ -121,6 +130,8 @@ def _import_line(
 ) -> ImportedLine:
     cells = {name: read_cell(str(value or "")) for name, value in row.items() if name is not None}
     try:
+        if any("\0" in cell for cell in cells.values()):
+            raise MappingError("it holds a NUL character: save the file as UTF-8 text.")
         if None in row:
             raise MappingError(f"more than {len(COLUMNS)} cells; put text with commas into quotation marks.")
         valid_from = _instant(cells, "valid_from", zone)

@@ -16,7 +16,6 @@ from django.contrib import messages
 from django.http import Http404
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import NoReverseMatch, reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -45,6 +44,7 @@ from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.act_words import act_words, was_done, will_do
 from ocpp_billing.portal.format import kwh, stamp
+from ocpp_billing.portal.way_back import way_back
 from ocpp_billing.steve.errors import SteveError
 from ocpp_billing.sync.clients import steve_client
 from ocpp_billing.sync.triggers import request_run
@@ -336,13 +336,11 @@ def _show(
 
 
 def _back(request: HttpRequest, session: ChargingSession) -> str:
-    back = request.POST.get("next") or request.GET.get("next") or ""
-    if url_has_allowed_host_and_scheme(back, allowed_hosts=None):
-        return back
     try:
-        return reverse("portal:session", args=[session.pk])
+        here = reverse("portal:session", args=[session.pk])
     except NoReverseMatch:
-        return reverse("portal:dashboard")
+        here = reverse("portal:dashboard")
+    return way_back(request.POST.get("next") or request.GET.get("next"), here)
 
 
 def _is_seen(session: ChargingSession, form: forms.Form, context: dict[str, Any]) -> bool:

@@ -12,7 +12,6 @@ from django.contrib import messages
 from django.http import Http404, HttpResponseBadRequest
 from django.shortcuts import redirect, render
 from django.urls import NoReverseMatch, reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.cache import never_cache
@@ -45,6 +44,7 @@ from ocpp_billing.portal.acts import (
 from ocpp_billing.portal.format import count, kwh
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import read_page
+from ocpp_billing.portal.way_back import way_back
 from ocpp_billing.sync.triggers import request_run
 
 if TYPE_CHECKING:
@@ -511,6 +511,4 @@ def undo(request: HttpRequest) -> HttpResponse:
 
 
 def _back(given: str) -> str:
-    if given and url_has_allowed_host_and_scheme(given, allowed_hosts=None):
-        return given
-    return reverse("portal:attention")
+    return way_back(given, reverse("portal:attention"))

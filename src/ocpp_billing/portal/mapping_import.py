@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ocpp_billing.accounts.models import User
 
 LARGEST_BYTES = 1_000_000
+# Every line is looked up and tried in one transaction, twice: more would keep the page, and others, waiting.
+MOST_LINES = 5_000
 LINES_SHOWN = 500
 # A preview of yesterday is no preview.
 GOOD_FOR_S = 3600
@@ -78,12 +80,16 @@ def _uploaded(request: HttpRequest) -> str:
             _("The file is larger than %(n)s kB: split it, or use ocpp-billing mappings import.")
             % {"n": count(LARGEST_BYTES // 1000)}
         )
-    if file is None:
-        return pasted
     try:
-        return str(file.read().decode("utf-8"))
+        text = pasted if file is None else str(file.read().decode("utf-8"))
     except UnicodeDecodeError:
         raise MappingError(_("The file is not UTF-8 text. Save it as “CSV UTF-8”.")) from None
+    if text.count("\n") > MOST_LINES:
+        raise MappingError(
+            _("The file has more than %(n)s lines: split it, or use ocpp-billing mappings import.")
+            % {"n": count(MOST_LINES)}
+        )
+    return text
 
 
 def _preview(request: HttpRequest, text: str, user: User, *, changed: bool = False) -> HttpResponse:
