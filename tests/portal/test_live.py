@@ -8,6 +8,7 @@ import pytest
 from django.db import OperationalError, connection
 
 from ocpp_billing.accounts.audit import record
+from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.portal import live
 from ocpp_billing.sync.models import WorkerHeartbeat
 from tests.portal import ledger
@@ -111,6 +112,35 @@ def test_a_stream_ends_so_that_the_right_to_it_is_checked_again(monkeypatch):
         return [line async for line in live.stream_changes("main", "a", poll_s=0, stream_s=0)]
 
     assert asyncio.run(collect()) == ["retry: 3000\n\n"]
+
+
+def test_a_person_has_so_many_streams_and_no_more(rf, monkeypatch):
+    """One more is refused while they are open, and let in when one has ended, however it did."""
+    monkeypatch.setattr(live, "STREAMS_PER_PERSON", 2)
+    monkeypatch.setattr(live, "_look", lambda _source: "a")
+
+    def asked(pk):
+        request = rf.get("/live?seen=a")
+        request.user = User(pk=pk, role=Role.VIEWER)
+        return live.changes(request)
+
+    async def play():
+        answers = [await asked(7), await asked(7)]
+        streams = [aiter(answer) for answer in answers]
+        for stream in streams:
+            assert await anext(stream) == b"retry: 3000\n\n"
+        assert (await asked(7)).status_code == 429
+        assert (await asked(8)).status_code == 200
+        for left, stream in enumerate(reversed(streams)):  # as the server does when a client goes away
+            waiting = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert live._open_streams[7] == 1 - left
+            assert (await asked(7)).status_code == 200
+
+    asyncio.run(play())
 
 
 @pytest.mark.django_db(transaction=True)

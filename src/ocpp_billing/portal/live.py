@@ -8,27 +8,33 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import DatabaseError, connection
-from django.http import StreamingHttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
+from ocpp_billing.portal.access import person
 from ocpp_billing.portal.queries import change_mark
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
-    from django.http import HttpRequest, HttpResponse
+    from django.http import HttpRequest
 
 POLL_S = 2
 # Proxies and browsers drop a connection on which nothing is said.
 KEEP_ALIVE_S = 20
 # Then the browser connects again by itself, and whether it may is checked again.
 STREAM_S = 300
+# Of one person in one process: every stream asks the database every two seconds, and a window has one.
+STREAMS_PER_PERSON = 20
+_open_streams: Counter[int] = Counter()
 
 
 def current_mark(source: str) -> str:
@@ -57,7 +63,7 @@ def _look(source: str) -> str:
 
 async def stream_changes(
     source: str, seen: str, *, poll_s: float = POLL_S, stream_s: float = STREAM_S
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """Yield an event whenever the mark differs from ``seen``, then from the one sent last."""
     yield "retry: 3000\n\n"
     started_s = spoke_s = time.monotonic()
@@ -75,12 +81,29 @@ async def stream_changes(
         await asyncio.sleep(poll_s)
 
 
+async def _counted(person_id: int, stream: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+    """The stream, counted as the person's as long as it is open."""
+    _open_streams[person_id] += 1
+    try:
+        async with aclosing(stream):
+            async for line in stream:
+                yield line
+    finally:
+        _open_streams[person_id] -= 1
+
+
 @require_GET
-async def changes(request: HttpRequest) -> StreamingHttpResponse:
-    """The event stream of a page; ``?seen=`` is the mark the page was drawn with."""
+async def changes(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
+    """The event stream of a page; ``?seen=`` is the mark the page was drawn with.
+
+    429 for whoever has too many open: their pages try again by themselves.
+    """
+    person_id = person(request).pk
+    if _open_streams[person_id] >= STREAMS_PER_PERSON:
+        return HttpResponse(status=429, headers={"Retry-After": "10", "Cache-Control": "no-store"})
     seen = request.headers.get("Last-Event-ID") or request.GET.get("seen", "")
     return StreamingHttpResponse(
-        stream_changes(settings.CONFIG.steve_source, seen),
+        _counted(person_id, stream_changes(settings.CONFIG.steve_source, seen)),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
