@@ -44,7 +44,10 @@ class EventKind(models.TextChoices):
 class Decision(models.Model):
     """What was decided about one revision of a session, why, by which mapping, by whom."""
 
-    session = models.ForeignKey(ChargingSession, on_delete=models.PROTECT, related_name="decisions")
+    # Where an index of Meta begins with a column, Django's own is left out: each costs with every change.
+    session = models.ForeignKey(
+        ChargingSession, on_delete=models.PROTECT, related_name="decisions", db_index=False
+    )
     revision = models.IntegerField()
     outcome = models.CharField(max_length=7, choices=Outcome.choices)
     reason = models.CharField(max_length=40, null=True)
@@ -57,7 +60,7 @@ class Decision(models.Model):
     decided_at = models.DateTimeField()
     # "rule", or the person's name.
     decided_by = models.TextField(db_default="rule")
-    user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")
+    user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+", db_index=False)
     note = models.TextField(db_default="")
 
     class Meta:
@@ -129,12 +132,14 @@ class UsageEvent(models.Model):
     (:mod:`billing.late`); its energy is then decided anew.
     """
 
-    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
-    session = models.ForeignKey(ChargingSession, on_delete=models.PROTECT, related_name="events")
+    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+", db_index=False)
+    session = models.ForeignKey(
+        ChargingSession, on_delete=models.PROTECT, related_name="events", db_index=False
+    )
     decision = models.ForeignKey(Decision, on_delete=models.PROTECT, related_name="events")
     n = models.IntegerField()
     # steve:<source>:<steve id>-<first 8 hex of the fingerprint>:<n>, unique in the Lago organisation.
-    transaction_id = models.TextField(unique=True)
+    transaction_id = models.TextField()
     kind = models.CharField(max_length=10, choices=EventKind.choices)
     external_customer_id = models.TextField()
     external_subscription_id = models.TextField()
@@ -174,6 +179,7 @@ class UsageEvent(models.Model):
         db_table = "usage_event"
         constraints = [
             models.UniqueConstraint(fields=["session", "n"], name="usage_event_n_unique"),
+            models.UniqueConstraint(fields=["transaction_id"], name="usage_event_transaction_unique"),
             models.CheckConstraint(condition=Q(state__in=EventState.values), name="usage_event_state_known"),
             # What Lago may bill is never void: it can only be corrected.
             models.CheckConstraint(

@@ -94,13 +94,14 @@ class ChargingSession(models.Model):
     Energy read == rest_wh + the energy of all non-void usage events; :mod:`billing.balance` proves it.
     """
 
-    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")
+    # Where an index of Meta begins with a column, Django's own is left out: each costs with every change.
+    source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+", db_index=False)
     steve_id = models.BigIntegerField()
     # SHA-256 of who, where and when it began: tells two transactions of one id apart (restored StEvE).
     fingerprint = models.BinaryField(max_length=32)
     charge_box_id = models.TextField()
     connector_id = models.IntegerField()
-    id_tag = models.ForeignKey(IdTag, on_delete=models.PROTECT, related_name="sessions")
+    id_tag = models.ForeignKey(IdTag, on_delete=models.PROTECT, related_name="sessions", db_index=False)
     id_tag_text = models.TextField()
     started_at = models.DateTimeField(null=True)
     start_wh = models.BigIntegerField()
