@@ -293,3 +293,14 @@ def test_a_conflict_that_was_put_right_in_lago_by_hand_is_settled_for_good(world
     world.assert_conserved()
     with pytest.raises(ReviewError, match="was carried out"):
         revoke(Ruling.objects.get(kind="exclude").pk, by="test")
+
+
+def test_a_billed_session_that_turns_out_empty_is_taken_back_where_lago_honours_that(live):
+    session = revised(live, 5_000, 0)
+    live.sync()
+    live.clock.advance(timedelta(minutes=5))
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh() == 0
+    assert [event.energy_wh for event in session_of(session).events.order_by("n")] == [5_000, -5_000]
+    live.assert_conserved()

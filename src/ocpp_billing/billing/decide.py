@@ -192,6 +192,9 @@ def _judge_rules(session: _Session, policy: DecisionPolicy, family: Family) -> _
     if rulings.excluded is not None:
         return _Judged(session, "exclude", Reason.BY_OPERATOR, rulings.excluded)
     verdict = judge_session(session.facts, policy.limits, policy.go_live_at, rulings.accepted)
+    if verdict is not None and verdict.reason is Reason.ZERO_ENERGY and session.sent_to is not None:
+        # It was billed, and the station now says that nothing was delivered: that is a correction to 0.
+        return _Judged(session, "bill")
     if verdict is not None:
         return _Judged(session, verdict.outcome, verdict.reason, verdict.says)
     if session.sent_to is not None or rulings.payer is not None:
