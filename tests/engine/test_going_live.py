@@ -140,3 +140,27 @@ def test_another_organisations_key_stops_delivery_and_says_so(world):
     world.sync()
     assert world.lago_wh() == 5_000
     world.assert_conserved()
+
+
+def test_what_was_sent_for_an_old_metric_is_confirmed_after_the_metric_changed(world):
+    """The code of the metric is changed in the middle of a period, while an event is not confirmed yet."""
+    world.lago.create_metric()
+    world.lago.create_metric("energy_kwh")
+    charges = [
+        {"billable_metric_code": code, "charge_model": "standard", "properties": {"amount": "0.39"}}
+        for code in ("ev_charging_kwh", "energy_kwh")
+    ]
+    world.lago.create_plan("both", metric_code=None, charges=charges)
+    world.payer("TAG-ALICE", "alice", plan="both")
+    world.go_live()
+    old = world.session("TAG-ALICE", "CP-1", energy_wh=2_000)
+    world.sync(confirm_settle_seconds=3600)
+    assert world.state_of(old) == ("accepted", None)
+    new = world.session("TAG-ALICE", "CP-2", energy_wh=3_000)
+    for _ in range(2):
+        world.sync(lago_metric_code="energy_kwh", confirm_settle_seconds=0)
+        world.clock.advance(timedelta(minutes=20))
+    assert world.state_of(old) == ("confirmed", None)
+    assert world.state_of(new) == ("confirmed", None)
+    assert len(world.lago_events()) == 2
+    world.assert_conserved()

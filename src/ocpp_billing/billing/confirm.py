@@ -19,6 +19,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing.late import InvoicedPeriods
 from ocpp_billing.billing.outbox import give_up_events, restate_sessions
 from ocpp_billing.billing.rules import Reason
+from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError, NotFound
 from ocpp_billing.lago.wire import UsageEvent, events_equal
 from ocpp_billing.log import get_logger
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from ocpp_billing.lago.client import LagoClient
-    from ocpp_billing.lago.directory import LagoDirectory
     from ocpp_billing.lago.wire import BillableMetric, Event, Usage
 
 log = get_logger(__name__)
@@ -69,15 +69,16 @@ class ConfirmCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Unconfirmed events of one subscription row and billing period, or a part of them."""
+    """Unconfirmed events of one metric, subscription row and billing period, or a part of them."""
 
+    metric_code: str
     customer: str
     subscription: str
     lago_subscription_id: str
     period_from: datetime | None
     earliest: datetime
     latest: datetime
-    pay_in_advance: bool
+    plan_code: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +100,20 @@ def confirm_events(
         LagoError: when Lago cannot be asked at all; a problem of one subscription is logged and left open.
     """
     counts = ConfirmCounts()
-    metric = directory.metric()
-    if metric is None:
-        counts.open = sum(
-            len(_read_accepted(source, group, clock.now())) for group in _groups(source, settle, directory)
-        )
-        return counts
-    periods = InvoicedPeriods(client, directory)
     proved: list[_Accepted] = []
-    for group in _groups(source, settle, directory):
+    # Usually one. After LAGO_METRIC_CODE was changed, what was sent for the old one is confirmed by that.
+    directories = {directory.metric_code: directory}
+    periods: dict[str, InvoicedPeriods] = {}
+    for group in _groups(source, settle):
+        code = group.metric_code
+        of_code = directories.setdefault(code, LagoDirectory(client, code))
+        metric = of_code.metric()
+        if metric is None:
+            counts.open += len(_read_accepted(source, group, clock.now() - settle))
+            continue
+        invoiced = periods.setdefault(code, InvoicedPeriods(client, of_code))
         try:
-            proved += _confirm_group(source, group, client, directory, metric, settle, periods, counts, fence)
+            proved += _confirm_group(source, group, client, of_code, metric, settle, invoiced, counts, fence)
         except NotFound as error:
             log.warning(
                 "cannot confirm", action="confirm.failed", subscription=group.subscription, error=str(error)
@@ -153,7 +157,7 @@ def _confirm_group(
         counts.conflicts += len(conflicts)
     if lost:
         _send_again(lost, fence)
-    if group.pay_in_advance:
+    if _charges_in_advance(group, directory):
         charged = [item for item in equal if _is_charged(item, client, directory)]
         uncharged = [
             (item, NOT_CHARGED)
@@ -295,7 +299,7 @@ def compare_usage(
     if not lines and usage.lago_invoice_id is None:
         return None
     counted = lines[0].units if lines else Decimal(0)
-    ours_wh = _sent_wh(source, subscription, usage)
+    ours_wh = _sent_wh(source, subscription, directory.metric_code, usage)
     if counted == _rounded(Decimal(ours_wh) / 1000, metric):
         return Comparison(counted, ours_wh, None, agrees=True)
     events = tuple(
@@ -396,24 +400,18 @@ def quantity_of(event: Event, field: str | None) -> Decimal:
 # -- the ledger's side --------------------------------------------------------------------------------
 
 
-def _groups(source: str, settle: timedelta, directory: LagoDirectory) -> list[_Group]:
+def _groups(source: str, settle: timedelta) -> list[_Group]:
     with connection.cursor() as cursor:
         bound: dict[str, Any] = {"source": source, "settled": clock.now() - settle, "most": COMPARED_AT_ONCE}
         cursor.execute(_GROUPS, bound)
-        rows = cursor.fetchall()
-    charges = directory.charges_of_plans({row[-1] for row in rows if row[-1] is not None})
-    return [
-        _Group(
-            customer,
-            subscription,
-            lago_subscription_id,
-            period_from,
-            earliest,
-            latest,
-            plan in charges and charges[plan].pay_in_advance,
-        )
-        for customer, subscription, lago_subscription_id, period_from, earliest, latest, plan in rows
-    ]
+        return [_Group(*row) for row in cursor.fetchall()]
+
+
+def _charges_in_advance(group: _Group, directory: LagoDirectory) -> bool:
+    if group.plan_code is None:
+        return False
+    charge = directory.charges_of_plans({group.plan_code}).get(group.plan_code)
+    return charge is not None and charge.pay_in_advance
 
 
 def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accepted]:
@@ -422,6 +420,7 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
             _ACCEPTED,
             {
                 "source": source,
+                "metric_code": group.metric_code,
                 "subscription": group.subscription,
                 "row": group.lago_subscription_id,
                 "earliest": group.earliest,
@@ -441,12 +440,13 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
         ]
 
 
-def _sent_wh(source: str, subscription: str, usage: Usage) -> int:
+def _sent_wh(source: str, subscription: str, metric_code: str, usage: Usage) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             _SENT,
             {
                 "source": source,
+                "metric_code": metric_code,
                 "subscription": subscription,
                 "from": usage.from_datetime,
                 "to": usage.to_datetime + LAST_SECOND,
@@ -513,25 +513,27 @@ def _hold(conflicts: Sequence[tuple[_Accepted, str]], fence: Fence | None) -> No
 
 # By rank: events of one instant are never parted, so no two parts overlap.
 _GROUPS = """
-SELECT external_customer_id, external_subscription_id, lago_subscription_id, period_from,
+SELECT metric_code, external_customer_id, external_subscription_id, lago_subscription_id, period_from,
     min(timestamp), max(timestamp), max(plan_code)
 FROM (
-    SELECT e.external_customer_id, e.external_subscription_id, e.lago_subscription_id, e.period_from,
-        e.timestamp, s.plan_code, (rank() OVER (
+    SELECT e.metric_code, e.external_customer_id, e.external_subscription_id, e.lago_subscription_id,
+        e.period_from, e.timestamp, s.plan_code, (rank() OVER (
             PARTITION BY
-                e.external_customer_id, e.external_subscription_id, e.lago_subscription_id, e.period_from
+                e.metric_code, e.external_customer_id, e.external_subscription_id, e.lago_subscription_id,
+                e.period_from
             ORDER BY e.timestamp
         ) - 1) / %(most)s AS part
     FROM usage_event e LEFT JOIN lago_subscription s ON s.lago_id = e.lago_subscription_id
     WHERE e.source_id = %(source)s AND e.state = 'accepted' AND e.accepted_at <= %(settled)s
 ) accepted
-GROUP BY 1, 2, 3, 4, part ORDER BY 2, 5
+GROUP BY 1, 2, 3, 4, 5, part ORDER BY 3, 6
 """
 
 _ACCEPTED = """
 SELECT id, session_id, payload, field_name, accepted_at FROM usage_event
 WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at <= %(settled)s
   AND external_subscription_id = %(subscription)s AND timestamp BETWEEN %(earliest)s AND %(latest)s
+  AND metric_code = %(metric_code)s
   AND lago_subscription_id = %(row)s AND period_from IS NOT DISTINCT FROM %(period_from)s
 ORDER BY id
 """
@@ -539,5 +541,6 @@ ORDER BY id
 _SENT = """
 SELECT coalesce(sum(energy_wh), 0) FROM usage_event
 WHERE source_id = %(source)s AND external_subscription_id = %(subscription)s
-  AND state IN ('accepted', 'confirmed') AND timestamp BETWEEN %(from)s AND %(to)s
+  AND metric_code = %(metric_code)s AND state IN ('accepted', 'confirmed')
+  AND timestamp BETWEEN %(from)s AND %(to)s
 """
