@@ -58,6 +58,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "ocpp_billing.portal.headers.HeadersMiddleware",
+    "ocpp_billing.portal.addresses.NoNulMiddleware",
     "ocpp_billing.portal.static_files.StaticFilesMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -251,6 +251,31 @@ def test_a_foreign_host_name_is_refused_in_our_look(client):
     assert "The request was not understood" in answer.content.decode()
 
 
+ASKED = (
+    "q",
+    "tag",
+    "customer",
+    "subscription",
+    "state",
+    "reason",
+    "charge_box",
+    "from",
+    "to",
+    "show",
+    "cursor",
+)
+ASKED_TOO = ("person", "action", "target", "next", "act", "id", "live_from", "check")
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if "?" not in path])
+def test_no_page_fails_for_what_an_address_asks_for(signed_in, path):
+    client = signed_in()
+    for value in ("\0", "a\0b", "\xed\xa0\x80", "9" * 40, "-1", "%", "'"):
+        answer = client.get(path, dict.fromkeys(ASKED + ASKED_TOO, value))
+        assert answer.status_code < 500
+        assert ("\0" not in value) or answer.status_code == 400
+
+
 # -- theme --------------------------------------------------------------------------------------------
 
 
