@@ -2,31 +2,12 @@
 
 import pytest
 
+from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import SessionState
 from ocpp_billing.portal.templatetags.portal import ICONS
 from ocpp_billing.portal.wording import REASONS, STATES, of_reason
 
-RULES = [
-    "identity_conflict",
-    "clock_skew",
-    "negative_energy",
-    "implausible",
-    "register_overlap",
-    "manual_stop_without_evidence",
-    "zero_energy",
-    "below_minimum",
-    "before_go_live",
-    "unmapped_tag",
-    "mapping_inactive",
-    "no_subscription",
-    "ambiguous_subscription",
-    "metric_not_charged",
-    "late_period",
-    "changed_after_billing",
-    "refund_by_credit_note",
-    "by_operator",
-    "undecided",
-]
+RULES = [reason.value for reason in Reason]
 
 
 def test_every_state_of_the_ledger_has_words_and_a_shape_of_its_own():
