@@ -44,10 +44,10 @@ from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.act_words import act_words, was_done, will_do
 from ocpp_billing.portal.format import kwh, stamp
+from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.way_back import way_back
 from ocpp_billing.steve.errors import SteveError
 from ocpp_billing.sync.clients import steve_client
-from ocpp_billing.sync.triggers import request_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -267,10 +267,7 @@ def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse
         except REFUSALS as error:
             form.add_error(None, str(error))
         else:
-            requested = request_run(
-                settings.CONFIG.steve_source, trigger="manual", requested_by=person(request).email
-            )
-            messages.success(request, f"{says} {requested.says}")
+            messages.success(request, f"{says} {ask_for_run(request)}")
             return redirect(back)
     if chosen is Act.CLOSE:
         return _ask(request, session, chosen, back, refused=[str(error) for error in form.non_field_errors()])

@@ -20,6 +20,7 @@ from ocpp_billing.billing.balance import Amount, counted_balance
 from ocpp_billing.config import parse_instant
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.format import day_and_time
+from ocpp_billing.portal.sync_now import ask_for_run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -109,8 +110,9 @@ def _go_live(request: HttpRequest, live_from: datetime) -> HttpResponse:
         return redirect("portal:setup")
     messages.success(
         request,
-        _("Billing is live: sessions that stopped at or after %(at)s are sent with the next synchronization.")
-        % {"at": day_and_time(live_from)},
+        _("Billing is live: sessions that stopped at or after %(at)s are sent.")
+        % {"at": day_and_time(live_from)}
+        + f" {ask_for_run(request)}",
     )
     return redirect("portal:dashboard")
 
@@ -142,7 +144,7 @@ def resume(request: HttpRequest) -> HttpResponse:
     if request.method == "POST":
         user = person(request)
         if control.resume(config, by=user.email, user=user):
-            messages.success(request, _("Delivery goes on with the next synchronization."))
+            messages.success(request, _("Delivery goes on.") + f" {ask_for_run(request)}")
         return redirect("portal:setup")
     queued = counted_balance(config.steve_source).states["queued"]
     by_itself = status.paused_by == control.BY_ITSELF

@@ -22,6 +22,7 @@ from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.format import stamp
 from ocpp_billing.portal.mapping_form import find_mapping, group_rows, read_local
 from ocpp_billing.portal.mappings import month_start
+from ocpp_billing.portal.sync_now import ask_for_run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -112,7 +113,7 @@ def mapping_switch(request: HttpRequest, mapping_id: int) -> HttpResponse:
         says = (
             _("%(tag)s is switched on.") if active else _("%(tag)s is switched off: its sessions are held.")
         )
-        messages.success(request, says % {"tag": found.id_tag.text})
+        messages.success(request, f"{says % {'tag': found.id_tag.text}} {ask_for_run(request)}")
         return redirect("portal:mapping", switched.pk)
     if found.active:
         return _cut_page(request, found, "off")

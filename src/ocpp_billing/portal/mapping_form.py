@@ -38,6 +38,7 @@ from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.format import count, kwh, stamp
 from ocpp_billing.portal.mapping_payer import Payer, Remark, find_payer, remarks_about
 from ocpp_billing.portal.mappings import month_start
+from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.wording import STATES, of_reason
 
 if TYPE_CHECKING:
@@ -340,7 +341,7 @@ def mapping_new(request: HttpRequest) -> HttpResponse:
             messages.error(request, str(error))
             return _form_page(request, None, show=True)
         released = preview_released(mapping)
-        messages.success(request, _made_says(mapping, *released))
+        messages.success(request, f"{_made_says(mapping, *released)} {ask_for_run(request)}")
         return redirect("portal:mapping", mapping.pk)
     return _form_page(request, None)
 
@@ -372,7 +373,7 @@ def mapping_change(request: HttpRequest, mapping_id: int) -> HttpResponse:
             "customer": changed.customer_external_id,
             "tag": changed.id_tag.text,
         }
-        messages.success(request, says)
+        messages.success(request, f"{says} {ask_for_run(request)}")
         return redirect("portal:mapping", changed.pk)
     return _form_page(request, mapping)
 

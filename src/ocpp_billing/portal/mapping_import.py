@@ -21,6 +21,7 @@ from ocpp_billing.mappings.csv import COLUMNS, ImportReport, import_mappings
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.format import count
+from ocpp_billing.portal.sync_now import ask_for_run
 
 if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
@@ -134,5 +135,5 @@ def _apply(request: HttpRequest, user: User, previewed: str) -> HttpResponse:
         "unchanged": count(report.unchanged),
         "errors": count(len(report.errors)),
     }
-    messages.success(request, f"{says}, {rest}" % named)
+    messages.success(request, f"{says}, {rest}" % named + f" {ask_for_run(request)}")
     return redirect("portal:mappings")

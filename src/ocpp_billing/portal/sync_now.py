@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
 
+def ask_for_run(request: HttpRequest) -> str:
+    """Have what this person just changed decided at once; returns what will happen, in a sentence."""
+    return request_run(
+        settings.CONFIG.steve_source, trigger="manual", requested_by=person(request).email
+    ).says
+
+
 @require_POST
 @needs(Role.OPERATOR)
 def sync_now(request: HttpRequest) -> HttpResponse:
