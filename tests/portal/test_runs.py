@@ -56,7 +56,7 @@ def test_every_run_that_is_kept_can_be_reached_by_pages(signed_in, now):
     assert len(seen) == len(set(seen)) == 60
 
 
-@pytest.mark.parametrize("cursor", ["nonsense", "cnVuOi0x", "bG9nOjE", "%00", "a" * 500])
+@pytest.mark.parametrize("cursor", ["nonsense", "cnVuOi0x", "bG9nOjE", "a" * 500])
 def test_a_cursor_that_is_none_begins_at_the_first_page(shown, now, cursor):
     ledger.add_run(now, ago=timedelta(minutes=1), counts={"discovered": 5})
     assert "+5 sessions" in shown(f"/sync?cursor={cursor}")

@@ -89,4 +89,3 @@ def test_nothing_found_says_what_can_be(found):
     assert "Nothing is called so." in found("_")
     assert "What can be found" in found("")
     assert "Nothing is called so." in found("9" * 300)
-    assert "Nothing is called so." in found("\0x")

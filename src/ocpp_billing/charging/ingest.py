@@ -311,6 +311,7 @@ WITH written AS (
         coalesce(greatest(i.stop_wh - i.start_wh, 0), 0),
         i.stopped_at IS NOT NULL
     FROM incoming i JOIN id_tag t ON t.source_id = %(source)s AND t.folded = i.folded
+    ORDER BY i.steve_id -- our numbers follow StEvE's: lists go by ours, newest first
     ON CONFLICT (source_id, steve_id, fingerprint) DO UPDATE SET
         stopped_at = EXCLUDED.stopped_at, stop_wh = EXCLUDED.stop_wh,
         stop_reason = EXCLUDED.stop_reason, stop_actor = EXCLUDED.stop_actor, raw = EXCLUDED.raw,

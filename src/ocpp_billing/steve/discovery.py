@@ -55,7 +55,8 @@ WINDOW = timedelta(hours=72)
 WINDOW_AHEAD = timedelta(days=2)
 # Less than an hour, so that cycles an hour apart need not wait for the next but one.
 TAGS_EVERY = timedelta(minutes=50)
-EVIDENCE_EVERY = timedelta(minutes=30)
+# Less often than tags: whose session it is comes before how much of it is proved.
+EVIDENCE_EVERY = timedelta(minutes=60)
 EVIDENCE_PER_NIGHT = 50
 VANISHED_EVERY = timedelta(hours=1)
 STOPS_CHANGE_FOR = timedelta(hours=72)
@@ -300,7 +301,9 @@ class Discovery:
         if self.progress.get("edges"):
             rare.append(Wish("edges", self._last("edges_asked")))
         if is_rested and self.capabilities.details:
-            rare.append(Wish("evidence", self._last("evidence_again"), EVIDENCE_EVERY))
+            # What was never looked at again was looked at when the history was read.
+            last = self._last("evidence_again") or self._instant("backfilled_at")
+            rare.append(Wish("evidence", last, EVIDENCE_EVERY))
         return [*slow, *singles, *rare]
 
     def _tags_are_old(self) -> bool:
@@ -315,6 +318,10 @@ class Discovery:
     def _last(self, kind: str) -> datetime | None:
         last = self.progress.get(kind)
         return None if last is None else min(datetime.fromisoformat(last["at"]), clock.now())
+
+    def _instant(self, key: str) -> datetime | None:
+        given = self.progress.get(key)
+        return None if given is None else min(datetime.fromisoformat(given), clock.now())
 
     def _is_rested(self) -> bool:
         """Whether StEvE's time that all earlier cycles took has been made up for."""

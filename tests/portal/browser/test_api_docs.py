@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from playwright.sync_api import expect
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.sync.models import SyncRun
-from tests.portal.test_browser import (  # noqa: F401 - fixtures
-    CHROMIUM,
-    MISSING,
-    REQUIRED,
-    browser,
-    expect,
-    orm_beside_playwright,
-    site,
-    visit,
-)
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason=MISSING),
-    pytest.mark.django_db(transaction=True),
-]
 
 
-def test_the_documentation_is_drawn_without_another_site_and_tries_an_operation(visit):  # noqa: F811
+def test_the_documentation_is_drawn_without_another_site_and_tries_an_operation(visit):
     page = visit("/api/docs", role=Role.OPERATOR)
 
     expect(page.get_by_role("heading", name="OCPP Billing Sync")).to_be_visible()
@@ -36,7 +21,7 @@ def test_the_documentation_is_drawn_without_another_site_and_tries_an_operation(
     assert SyncRun.objects.get().trigger == "api"
 
 
-def test_nobody_reads_it_without_signing_in(visit):  # noqa: F811
+def test_nobody_reads_it_without_signing_in(visit):
     page = visit("/api/docs")
 
     expect(page.get_by_label("E-mail")).to_be_visible()
