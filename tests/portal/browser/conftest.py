@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 from playwright.sync_api import sync_playwright
@@ -133,6 +134,7 @@ def now():
 @pytest.fixture
 def visit(site, browser):
     """A function: open a page as a browser of some size, theme and person. Watches what must not happen."""
+    cache.clear()  # failed sign-ins of the test before count for this machine's address
     contexts, faults, requested = [], [], []
 
     def open_page(path="/", *, size="desktop", theme="light", role=None, javascript=True):
