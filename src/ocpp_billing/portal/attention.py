@@ -44,8 +44,8 @@ from ocpp_billing.portal.acts import (
 from ocpp_billing.portal.format import count, kwh
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import read_page
+from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.way_back import way_back
-from ocpp_billing.sync.triggers import request_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -424,8 +424,7 @@ def _order(request: HttpRequest, act: Act) -> HttpResponse:
     refused = [outcome for outcome in outcomes if outcome.refused is not None]
     says = was_ordered(_KIND[act], _sessions(len(done)), kwh(sum(outcome.energy_wh for outcome in done)))
     if done:
-        requested = request_run(settings.CONFIG.steve_source, trigger="manual", requested_by=user.email)
-        says = f"{says} {requested.says}"
+        says = f"{says} {ask_for_run(request)}"
     if not refused:
         messages.success(request, says)
         return redirect(back)
@@ -496,11 +495,8 @@ def undo(request: HttpRequest) -> HttpResponse:
         except ReviewError as error:
             refused.append(str(error))
     if taken_back:
-        requested = request_run(settings.CONFIG.steve_source, trigger="manual", requested_by=user.email)
-        messages.success(
-            request,
-            _("Taken back: %(sessions)s.") % {"sessions": _sessions(taken_back)} + " " + requested.says,
-        )
+        says = _("Taken back: %(sessions)s.") % {"sessions": _sessions(taken_back)}
+        messages.success(request, f"{says} {ask_for_run(request)}")
     elif not refused:
         messages.warning(request, _("There was nothing left to take back."))
     for says in refused[:3]:
