@@ -215,6 +215,7 @@ LANGUAGE_CODE = "en"
 USE_I18N = True
 USE_TZ = True
 TIME_ZONE = CONFIG.sync_timezone
-USE_THOUSAND_SEPARATOR = True
+# A number names something (a session, a run) more often than it counts: counts have a filter, `count`.
+USE_THOUSAND_SEPARATOR = False
 
 LOGGING_CONFIG = None

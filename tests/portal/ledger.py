@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from datetime import timedelta
 
+from django.db.models import Max
+
 from ocpp_billing.billing.models import Decision, UsageEvent
 from ocpp_billing.charging.models import ChargingSession, IdTag, Source
 from ocpp_billing.mappings.models import TagMapping
@@ -28,12 +30,16 @@ def add_session(
     reason=None,
     tag="TAG-1",
     evidence=None,
+    steve_id=None,
 ):
-    """One session; ``stopped_ago=None`` = not stopped. Its energy lies in the rest unless Lago has it."""
+    """One session; ``stopped_ago=None`` = not stopped. Its energy lies in the rest unless Lago has it.
+
+    Without a ``steve_id`` it is the next one.
+    """
     if state == "held" and reason is None:
         reason = "undecided"
     source = add_source()
-    number = ChargingSession.objects.count() + 1
+    number = steve_id or 1 + (ChargingSession.objects.aggregate(Max("steve_id"))["steve_id__max"] or 0)
     in_event = state in {"queued", "accepted", "confirmed", "rejected"}
     stopped_at = None if stopped_ago is None else now - stopped_ago
     session = ChargingSession.objects.create(

@@ -145,27 +145,6 @@ class Page(HTMLParser):
             self.inline.append((tag, "element"))
 
 
-@pytest.mark.parametrize("path", [*PAGES, *OPEN_PAGES, "/there-is-no-such-page"])
-def test_no_page_names_another_site_or_carries_inline_code(signed_in, now, path):
-    ledger.fill(now)
-    client = Client() if path in OPEN_PAGES else signed_in()
-    page = Page(client.get(path).content.decode())
-    assert page.foreign == []
-    assert page.inline == []
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_no_page_takes_more_than_thirty_queries(signed_in, now, path):
-    ledger.fill(now)
-    ledger.add_run(now, ago=timedelta(seconds=5), status="running")
-    client = signed_in()
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
-        assert client.get(path).status_code == 200
-    assert len(queries) <= 30
-
-
 def session_of_a_big_family(now):
     """Confirmed, corrected and moved; its tag is mapped by the parent of its parent's parent."""
     session = ledger.add_session(now, state="confirmed", tag="CARD-1")

@@ -147,9 +147,9 @@ def shorten(text: str, length: int = 24) -> str:
 
 
 @register.inclusion_tag("portal/parts/copy.html")
-def copyable(text: str, length: int = 24) -> dict[str, Any]:
+def copyable(text: str | int, length: int = 24) -> dict[str, Any]:
     """An id in monospace, shortened in the middle, with a button that copies the whole."""
-    return {"text": text, "length": length}
+    return {"text": str(text), "length": length}
 
 
 @register.simple_tag(takes_context=True)
