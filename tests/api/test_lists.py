@@ -43,8 +43,10 @@ def all_pages(call, path, between=lambda: None):
 def test_pages_hold_still_while_rows_arrive_and_change_their_state(as_token, now, path):
     call = as_token(Role.VIEWER)
     for number in range(10):
-        ledger.add_session(now, stopped_ago=timedelta(hours=number), state="accepted")
+        # We heard of the newer ones first, as in the first synchronization.
+        ledger.add_session(now, stopped_ago=timedelta(hours=number), state="accepted", steve_id=1000 - number)
     there = [item["id"] for item in all_pages(call, path)]
+    assert there == sorted(there, reverse=path.startswith("/billing-events"))
     assert len(there) == 10
 
     def meanwhile():

@@ -6,17 +6,13 @@ is written directly; then the first page and the totals of what people ask for, 
 """
 
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-from ocpp_billing.embedded.postgres import EmbeddedPostgres
-from tests.bench.systems import in_own_process, set_up_ledger
+from tests.bench.systems import empty_ledger, in_own_process
 
 SESSIONS = 300_000
 ROUNDS = 5
@@ -98,17 +94,9 @@ def main() -> int:
 
 
 def measured(sessions: int, *, plans: bool) -> int:
-    folder = Path(tempfile.mkdtemp(prefix="ocpp-bench-"))
-    if os.geteuid() == 0:
-        folder.chmod(0o711)  # the server's user has to get in
-    postgres = EmbeddedPostgres(folder / "data")
-    try:
-        os.environ.update(OCPP_BILLING_ENV_FILE="", DATABASE_URL=postgres.start(), AUTH_SECRET="b" * 40)
-        set_up_ledger()
+    os.environ["AUTH_SECRET"] = "b" * 40
+    with empty_ledger():
         return _measure(sessions, plans=plans)
-    finally:
-        postgres.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _measure(sessions: int, *, plans: bool) -> int:

@@ -52,19 +52,29 @@ def systems(release: str, count: int, **options: object) -> Iterator[Systems]:
         stdout=subprocess.PIPE,
         text=True,
     )
+    try:
+        assert simulators.stdout is not None
+        told = json.loads(simulators.stdout.readline())
+        os.environ.update(told["environment"])
+        with empty_ledger() as database_pid:
+            yield Systems(told["tags"], simulators.pid, database_pid, begins_at())
+    finally:
+        simulators.kill()
+        simulators.wait()
+
+
+@contextmanager
+def empty_ledger() -> Iterator[int]:
+    """An empty durable database that Django is set up on, once per process; gives PostgreSQL's main process."""
     folder = Path(tempfile.mkdtemp(prefix="ocpp-bench-"))
     if os.geteuid() == 0:
         folder.chmod(0o711)  # the server's user has to get in
     postgres = EmbeddedPostgres(folder / "data")
     try:
-        assert simulators.stdout is not None
-        told = json.loads(simulators.stdout.readline())
-        os.environ.update(told["environment"], OCPP_BILLING_ENV_FILE="", DATABASE_URL=postgres.start())
+        os.environ.update(OCPP_BILLING_ENV_FILE="", DATABASE_URL=postgres.start())
         set_up_ledger()
-        yield Systems(told["tags"], simulators.pid, postgres.pid or 0, begins_at())
+        yield postgres.pid or 0
     finally:
-        simulators.kill()
-        simulators.wait()
         postgres.stop()
         shutil.rmtree(folder, ignore_errors=True)
 

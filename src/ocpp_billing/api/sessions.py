@@ -52,7 +52,7 @@ def find_sessions(
     request: ApiRequest,
     query: Query[SessionQuery],
 ) -> Any:
-    """Sessions, the one that became known last first, as JSON pages or a CSV file of all.
+    """Sessions, the one that StEvE heard of last first, as JSON pages or a CSV file of all.
 
     A range is about when they stopped. The order never changes while sessions arrive or move on: whoever
     reads all pages sees each once.

@@ -1,7 +1,8 @@
 """Lists of sessions and of usage events, for pages, the API and files: filter, page, totals.
 
-Pages go by the row's own number, newest first. That number never changes and new rows get higher ones, so
-while rows arrive or change their state nothing is shown twice and nothing that was there is left out.
+Sessions go by StEvE's number (:mod:`charging.order`), events by ours: the one that was made last comes first.
+These numbers never change and new rows get higher ones, so while rows arrive or change their state nothing is
+shown twice and nothing that was there is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from django.db import connection
 
 from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
 from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.order import AFTER_SQL, NEWEST_FIRST_SQL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -137,9 +139,9 @@ class Where:
 
 
 def list_sessions(chosen: LedgerFilter, *, before: int | None = None, limit: int = 100) -> list[SessionRow]:
-    """Sessions of a filter, newest first; ``before`` is the number of the last row of the page before."""
+    """Sessions of a filter, newest first; ``before`` is our number of the last row of the page before."""
     where = _sessions_where(chosen)
-    where.add("s.id < %(before)s", "before", before)
+    where.add(AFTER_SQL, "before", before)
     sql = _SESSIONS.format(where=where.sql)
     return [session_row(row) for row in _rows(sql, where.bound | {"limit": limit})]
 
@@ -266,7 +268,8 @@ SESSION_COLUMNS_SQL = f"""
 """
 
 _SESSIONS = f"""
-SELECT {SESSION_COLUMNS_SQL} FROM charging_session s WHERE {{where}} ORDER BY s.id DESC LIMIT %(limit)s
+SELECT {SESSION_COLUMNS_SQL} FROM charging_session s WHERE {{where}}
+ORDER BY {NEWEST_FIRST_SQL} LIMIT %(limit)s
 """
 
 _SESSION_TOTALS = """

@@ -25,6 +25,7 @@ from ocpp_billing.billing.listing import (
     session_row,
     stopped_between,
 )
+from ocpp_billing.charging.order import AFTER_SQL, NEWEST_FIRST_SQL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -230,15 +231,15 @@ _SEVERAL_PARTS = f"""s.id IN (
 
 
 def _candidates(chosen: LedgerFilter, *, before: int | None) -> tuple[str, dict[str, Any]]:
-    """Ids of the newest sessions of a filter; a branch per state, so that each has its index."""
+    """The newest sessions of a filter, by number; a branch per state, so that each has its index."""
     where = _sessions_where(chosen)
-    where.add("s.id < %(before)s", "before", before)
+    where.add(AFTER_SQL, "before", before)
     bound = _bound(chosen, where)
     # Nothing added is PostgreSQL's cue to take the few sessions of a closed range by their stop, and not to
     # walk backwards through all that are newer.
-    order = "s.id" if chosen.since is None or chosen.until is None else "s.id + 0"
+    steve_id = "s.steve_id" if chosen.since is None or chosen.until is None else "s.steve_id + 0"
     if not _asks_for_parts(chosen):
-        return _BRANCH.format(where=where.sql, order=order), bound
+        return _BRANCH.format(where=where.sql, steve_id=steve_id), bound
     branches = []
     for number, state in enumerate(chosen.states or [None]):
         conditions = [where.sql, *_named(chosen)]
@@ -247,15 +248,20 @@ def _candidates(chosen: LedgerFilter, *, before: int | None) -> tuple[str, dict[
             bound[f"state_{number}"] = state
         branches.append(" AND ".join(conditions))
     branches.append(" AND ".join([where.sql, _SEVERAL_PARTS, _other_part(chosen)]))
-    return " UNION ".join(f"({_BRANCH.format(where=branch, order=order)})" for branch in branches), bound
+    return " UNION ".join(
+        f"({_BRANCH.format(where=branch, steve_id=steve_id)})" for branch in branches
+    ), bound
 
 
-_BRANCH = "SELECT s.id FROM charging_session s WHERE {where} ORDER BY {order} DESC LIMIT %(limit)s"
+_BRANCH = """
+SELECT s.steve_id, s.id FROM charging_session s WHERE {where}
+ORDER BY {steve_id} DESC, s.id DESC LIMIT %(limit)s
+"""
 
 _LIST = f"""
 SELECT {SESSION_COLUMNS_SQL} FROM charging_session s
-WHERE s.id IN (SELECT id FROM ({{candidates}}) candidate ORDER BY id DESC LIMIT %(limit)s)
-ORDER BY s.id DESC
+WHERE s.id IN (SELECT s.id FROM ({{candidates}}) s ORDER BY {NEWEST_FIRST_SQL} LIMIT %(limit)s)
+ORDER BY {NEWEST_FIRST_SQL}
 """
 
 

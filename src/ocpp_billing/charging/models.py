@@ -217,9 +217,9 @@ class ChargingSession(models.Model):
                 name="charging_session_reading",
             ),
             # Lists of one state or reason, newest first.
-            models.Index(fields=["source", "state", "id"], name="charging_session_state"),
+            models.Index(fields=["source", "state", "steve_id"], name="charging_session_state"),
             models.Index(
-                fields=["source", "reason", "id"],
+                fields=["source", "reason", "steve_id"],
                 condition=Q(reason__isnull=False),
                 name="charging_session_reason",
             ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import connection
 
 from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.order import AFTER_SQL, NEWEST_FIRST_SQL
 from ocpp_billing.mappings.tags import escape_like
 
 if TYPE_CHECKING:
@@ -281,9 +282,9 @@ SELECT s.id, s.steve_id, s.id_tag_text, s.charge_box_id, {_BEGAN_AT},
     coalesce(s.reading_stopped_at, s.stopped_at), s.state, sent.energy_wh,
     last.external_customer_id, last.external_subscription_id
 {_SENT_OF_MAPPING}
-  AND (%(before)s::bigint IS NULL OR s.id < %(before)s)
+  AND (%(before)s::bigint IS NULL OR {AFTER_SQL})
   AND (%(only)s::bigint[] IS NULL OR s.id = ANY(%(only)s))
-ORDER BY s.id DESC LIMIT %(limit)s
+ORDER BY {NEWEST_FIRST_SQL} LIMIT %(limit)s
 """
 
 _SENT_TOTAL = f"SELECT count(*), coalesce(sum(sent.energy_wh), 0)::bigint {_SENT_OF_MAPPING}"

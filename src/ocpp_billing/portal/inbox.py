@@ -11,6 +11,7 @@ from django.db.models import Exists, OuterRef, Q
 
 from ocpp_billing.billing.models import Decision, Ruling, UsageEvent
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.order import NEWEST_FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -226,7 +227,8 @@ def waiting_sessions(
     charge_box: str | None,
 ) -> QuerySet[ChargingSession]:
     """The sessions of a cause, or of one cluster of it, newest first."""
-    sessions = ChargingSession.objects.filter(source_id=source, state=state, reason=reason).order_by("-pk")
+    sessions = ChargingSession.objects.filter(source_id=source, state=state, reason=reason)
+    sessions = sessions.order_by(*NEWEST_FIRST)
     if tag is not None:
         sessions = sessions.filter(id_tag_id=tag)
     if charge_box is not None:
