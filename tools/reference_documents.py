@@ -44,11 +44,13 @@ What `--json` prints is one line, whose keys never change their meaning:
 * `sync`: `run_id`, `status`, `trigger`, `delivery` (`live`, `shadow`, `paused`), counts of this run, `steve_calls`,
   `lago_calls`, `duration_s`, `errors`
 * `balance`: `read`, `states` (all eight), `reasons`, `negative`, `malformed`, `unexplained`; amounts are
-  `{"sessions", "energy_wh"}`
+  `{"sessions", "energy_wh"}`; `proved_at`: when a full recount last proved the counters (null: not yet)
 * `doctor`: `fine`, `findings` of `area`, `code`, `level` (`ok`, `warning`, `problem`), `says`, `do`
 * `reconcile`: `from`, `to`, `agrees`, `subscriptions` of `subscription_id` (null: nobody's), `customer_id`, `steve`,
   `ledger` by state, `lago`, `periods`; `differences` of `between`, `code`, `subscription_id`, `what`, `says`, `do`
-* `stuck`: a list of sessions with `evidence`, `energy_wh`, `can_close` and `says`
+* `stuck`: a list of sessions with `id`, `session_id` (the API's), where, whose (`id_tag_last4`, `mapping`,
+  `customer_id`, `subscription_id`), since when (`stuck_since`, `vanished_at`, `superseded_at`), `evidence` with its
+  `source`, `energy_wh`, and what `can` be done, also as a sentence (`says`)
 """
 
 API_HEAD = """\

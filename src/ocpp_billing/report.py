@@ -139,7 +139,10 @@ def format_stuck(sessions: Sequence[StuckSession]) -> str:
         tag = f"tag …{session.id_tag_last4}" if session.id_tag_last4 else "tag not shown"
         since = f"stuck since {session.stuck_since:%Y-%m-%d %H:%M} UTC"
         where = f"{session.charge_box_id} connector {session.connector_id}"
-        lines.append(f"{session.steve_id}  {where}, {tag}, {since}")
+        payer = "mapped to nobody" if session.customer is None else f"customer {session.customer}"
+        if session.mapping == "inactive":
+            payer += " (mapping switched off)"
+        lines.append(f"{session.steve_id}  {where}, {tag}, {payer}, {since}")
         lines += [f"    {_evidence_in_words(session)}", f"    {session.says}"]
     return "\n".join(lines)
 

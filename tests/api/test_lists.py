@@ -14,7 +14,7 @@ from django.test import AsyncRequestFactory
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.pages import csv_file
 from ocpp_billing.billing.models import Decision, UsageEvent
-from ocpp_billing.charging.models import ChargingSession, Source
+from ocpp_billing.charging.models import ChargingSession, IdTag, Source
 from ocpp_billing.spreadsheet import FORMULA_STARTS, read_cell, write_cell
 from tests.portal import ledger
 
@@ -196,6 +196,21 @@ def test_held_sessions_are_listed_with_their_reason_in_words(as_token, now):
 
     assert (held["reason"], held["says"]) == ("implausible", "612.0 kWh are more than 500 kWh")
     assert stuck["evidence"] == {"source": "none", "stop_wh": None}
+
+
+def test_what_steve_shows_no_longer_is_listed_with_since_when(as_token, now):
+    gone = ledger.add_session(now, state="confirmed")
+    ledger.add_session(now, state="confirmed")
+    ChargingSession.objects.filter(pk=gone.pk).update(vanished_at=now, superseded_at=now)
+    IdTag.objects.update(vanished_at=now)
+    call = as_token(Role.VIEWER)
+    listed = {item["id"]: item for item in call("GET", "/sessions")[1]["items"]}
+    flagged = {number: bool(item["vanished_at"] and item["superseded_at"]) for number, item in listed.items()}
+    assert flagged == {number: number == gone.pk for number in listed}
+    assert call("GET", f"/sessions/{gone.pk}")[1]["vanished_at"] == listed[gone.pk]["vanished_at"]
+    assert all(item["vanished_at"] for item in call("GET", "/tags")[1]["items"])
+    rows = rows_of(as_token(Role.VIEWER).raw("GET", "/sessions?format=csv"))
+    assert {int(row["id"]): bool(row["vanished_at"]) for row in rows} == flagged
 
 
 # -- what viewers see --------------------------------------------------------------------------------

@@ -864,27 +864,38 @@ def test_the_list_says_what_each_stuck_session_is_worth_and_what_can_be_done(liv
     first, second = json.loads(printed)
     assert first == {
         "id": died,
+        "session_id": row(died).pk,
         "charge_box_id": "CP-1",
         "connector_id": 1,
         "id_tag_last4": "LICE",
         "started_at": "2026-03-17T09:00:00+00:00",
         "start_wh": 1_000,
+        "first_seen_at": "2026-03-17T12:00:00+00:00",
         "stuck_since": "2026-03-17T12:00:00+00:00",
+        "vanished_at": None,
+        "superseded_at": None,
+        "mapping": "active",
+        "customer_id": "alice",
+        "subscription_id": None,
         "evidence": {
             "source": "meter_value",
             "stop_wh": 9_000,
             "at": "2026-03-17T11:00:00+00:00",
             "read_at": "2026-03-17T12:00:00+00:00",
+            "heard_at": "2026-03-17T11:00:00+00:00",
         },
         "energy_wh": 8_000,
         "can_close": True,
+        "can": ["close", "reading", "exclude"],
         "says": f"Close it in StEvE: ocpp-billing stuck close {died}. "
         "Or: Enter a reading, or exclude the session with a note.",
     }
     assert (second["id_tag_last4"], second["energy_wh"], second["can_close"]) == ("", None, False)
     assert second["evidence"]["source"] == "none"
+    assert (second["mapping"], second["customer_id"]) == ("none", None)
+    assert second["can"] == ["reading", "exclude"]
     text = here("stuck")[1]
-    assert f"{died}  CP-1 connector 1, tag …LICE, stuck since 2026-03-17 12:00 UTC" in text
+    assert f"{died}  CP-1 connector 1, tag …LICE, customer alice, stuck since" in text
     assert "8.000 kWh by the last meter value (9000 Wh)" in text
     assert "energy unknown" in text
     assert "TAG-ALICE" not in printed + text

@@ -99,6 +99,14 @@ def test_the_energy_of_a_cause_is_that_of_the_parts_that_wait(now):
     assert (causes["stuck"].energy_wh, causes["stuck"].evidence_wh) == (0, 3_000)
 
 
+def test_a_session_that_is_gone_from_steve_says_so_in_its_group(signed_in, now):
+    session = ledger.add_session(now, stopped_ago=None, state="stuck", evidence=None)
+    answer = signed_in(Role.OPERATOR).get("/attention/stuck/-")
+    assert "gone from StEvE" not in answer.content.decode()
+    ChargingSession.objects.filter(pk=session.pk).update(vanished_at=now)
+    assert "gone from StEvE" in signed_in(Role.OPERATOR).get("/attention/stuck/-").content.decode()
+
+
 def test_a_period_that_ends_soon_comes_before_more_energy(now):
     held(now, "no_subscription", customer="alice", energy_wh=10_000)
     held(now, "ambiguous_subscription", customer="bob", energy_wh=30_000)

@@ -64,6 +64,17 @@ def test_a_session_stands_there_with_its_kwh_payer_and_both_ids_of_its_event(sho
     assert "10.500" in text
 
 
+def test_what_steve_shows_no_longer_stands_there_and_says_so_until_it_is_back(shown, now):
+    session = ledger.add_session(now, state="confirmed")
+    assert "gone from StEvE" not in shown()
+    ChargingSession.objects.filter(pk=session.pk).update(vanished_at=now)
+    assert "#1 gone from StEvE" in shown()
+    ChargingSession.objects.filter(pk=session.pk).update(superseded_at=now)
+    assert "#1 its number is another session's now" in shown().replace("&#x27;", "'")
+    ChargingSession.objects.filter(pk=session.pk).update(vanished_at=None, superseded_at=None)
+    assert "#1 gone" not in shown()
+
+
 def test_the_totals_of_each_state_are_the_figures_of_the_board(shown, now):
     ledger.fill(now)
     corrected(now)

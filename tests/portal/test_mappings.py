@@ -11,7 +11,7 @@ from django.core.cache import cache
 
 from ocpp_billing.accounts.models import AuditEntry, Role
 from ocpp_billing.billing.models import LagoCustomerRead, LagoSubscription
-from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.mappings.models import LagoCustomer, TagMapping
 from tests.portal import ledger
 
@@ -355,6 +355,17 @@ class TestOne:
         assert f'href="/mappings/{old.pk}"' in body
         assert "customer pays for its sessions" in body
         assert f'href="/mappings/{new.pk}/delete"' in body
+
+    def test_a_tag_that_is_gone_from_steve_is_flagged_where_it_is_mapped_and_where_it_waits(
+        self, signed_in, now
+    ):
+        mapping = ledger.add_mapping(now, tag="TAG-1")
+        ledger.add_session(now, tag="TAG-7", reason="unmapped_tag")
+        client = signed_in(Role.OPERATOR)
+        pages = [f"/mappings/{mapping.pk}", "/mappings"]
+        assert not any("one from StEvE" in text_of(client.get(page)) for page in pages)
+        IdTag.objects.update(vanished_at=now)
+        assert all("one from StEvE" in text_of(client.get(page)) for page in pages)
 
     def test_one_that_is_not_there_is_not_found(self, signed_in, now):
         client = signed_in(Role.OPERATOR)

@@ -18,6 +18,7 @@ from ocpp_billing.spreadsheet import csv_lines
 SESSION_COLUMNS = [
     *("id", "steve_id", "charge_box_id", "connector_id", "id_tag", "started_at", "stopped_at", "start_wh"),
     *("stop_wh", "energy_wh", "energy_kwh", "state", "reason", "says", "customer_id", "subscription_id"),
+    *("vanished_at", "superseded_at"),
 ]
 EVENT_COLUMNS = [
     *("id", "transaction_id", "lago_event_id", "steve_id", "kind", "state", "reason", "customer_id"),

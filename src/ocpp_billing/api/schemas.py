@@ -328,7 +328,11 @@ class Totals(Schema):
 
 
 class Session(Schema):
-    """A charging session; viewers see the tag's last four characters."""
+    """A charging session; viewers see the tag's last four characters.
+
+    ``vanished_at``: since when StEvE does not show it any more; ``superseded_at``: since when a restored
+    StEvE shows another session under its number. It is kept either way, and what was billed stays billed.
+    """
 
     id: int
     steve_id: int
@@ -350,6 +354,8 @@ class Session(Schema):
     revision: int
     flags: list[Any]
     evidence: dict[str, Any] | None
+    vanished_at: Instant | None
+    superseded_at: Instant | None
 
 
 class SessionPage(Schema):

@@ -68,7 +68,11 @@ class Totals(NamedTuple):
 
 
 class SessionRow(NamedTuple):
-    """A session in a list. ``customer`` and ``subscription`` are those of its newest event or decision."""
+    """A session in a list.
+
+    ``customer`` and ``subscription`` are those of its newest event or decision. ``vanished_at``: since when
+    StEvE does not show it; ``superseded_at``: since when a restored StEvE shows another under its number.
+    """
 
     session_id: int
     steve_id: int
@@ -90,6 +94,8 @@ class SessionRow(NamedTuple):
     revision: int
     flags: list[Any]
     evidence: dict[str, Any] | None
+    vanished_at: datetime | None
+    superseded_at: datetime | None
 
 
 class EventRow(NamedTuple):
@@ -264,7 +270,8 @@ SESSION_COLUMNS_SQL = f"""
     s.start_wh, coalesce(s.reading_stop_wh, s.stop_wh), s.energy_wh, s.state, s.reason,
     (SELECT d.says FROM decision d WHERE d.session_id = s.id ORDER BY d.id DESC LIMIT 1),
     {_PAYER.format(column="external_customer_id")}, {_PAYER.format(column="external_subscription_id")},
-    s.first_seen_at, s.changed_at, s.revision, s.flags, s.evidence
+    s.first_seen_at, s.changed_at, s.revision, s.flags, s.evidence, s.vanished_at,
+    s.superseded_at
 """
 
 _SESSIONS = f"""

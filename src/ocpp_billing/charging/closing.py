@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.events import format_kwh
+from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.rules import EVIDENCE_TOLERANCE_WH
 from ocpp_billing.charging.ingest import ingest_transactions
 from ocpp_billing.charging.mask import last4
@@ -28,6 +29,8 @@ from ocpp_billing.charging.stuck import (
     store_evidence,
     weigh,
 )
+from ocpp_billing.mappings.resolve import Inactive, Mapped, Unmapped, resolve_mapping
+from ocpp_billing.mappings.store import load_family
 from ocpp_billing.steve.capabilities import Capabilities, override
 from ocpp_billing.steve.errors import NotFound, ServerFault, SteveError, Unreachable
 from ocpp_billing.steve.evidence import ManualStop, NextStart, predict_manual_stop
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from ocpp_billing.accounts.models import User
     from ocpp_billing.config import Config
+    from ocpp_billing.mappings.store import Family
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.steve.wire import Transaction
 
@@ -62,12 +66,19 @@ class StuckSession:
     """A stuck session as people see it.
 
     Attributes:
+        session_id: our number of it.
         steve_id: StEvE's transaction id.
         id_tag_last4: the end of the tag; "" for a short one.
         started_at: by the charger's clock.
+        first_seen_at: when we read it first.
+        vanished_at: since when StEvE does not show it any more.
+        superseded_at: since when a restored StEvE shows another session under its number.
+        mapping: whether a mapping pays for it, is switched off for that time, or there is none.
+        customer: who would pay by that mapping: Lago's external id.
+        subscription: the mapping's, if it names one.
         finding: the evidence; None while StEvE has not been asked yet.
-        can_close: it can be closed in StEvE from here.
-        says: what can be done, in a sentence.
+        can: what a person can do about it, the best first.
+        says: the same in a sentence.
     """
 
     session_id: int
@@ -77,10 +88,21 @@ class StuckSession:
     id_tag_last4: str
     started_at: datetime | None
     start_wh: int
+    first_seen_at: datetime
     stuck_since: datetime
+    vanished_at: datetime | None
+    superseded_at: datetime | None
+    mapping: Literal["active", "inactive", "none"]
+    customer: str | None
+    subscription: str | None
     finding: Finding | None
-    can_close: bool
+    can: tuple[Act, ...]
     says: str
+
+    @property
+    def can_close(self) -> bool:
+        """Whether it can be closed in StEvE from here."""
+        return Act.CLOSE in self.can
 
     @property
     def energy_wh(self) -> int | None:
@@ -94,44 +116,62 @@ class StuckSession:
         finding = self.finding
         return {
             "id": self.steve_id,
+            "session_id": self.session_id,
             "charge_box_id": self.charge_box_id,
             "connector_id": self.connector_id,
             "id_tag_last4": self.id_tag_last4,
-            "started_at": None if self.started_at is None else self.started_at.isoformat(),
+            "started_at": _iso(self.started_at),
             "start_wh": self.start_wh,
-            "stuck_since": self.stuck_since.isoformat(),
+            "first_seen_at": _iso(self.first_seen_at),
+            "stuck_since": _iso(self.stuck_since),
+            "vanished_at": _iso(self.vanished_at),
+            "superseded_at": _iso(self.superseded_at),
+            "mapping": self.mapping,
+            "customer_id": self.customer,
+            "subscription_id": self.subscription,
             "evidence": None
             if finding is None
             else {
                 "source": finding.source,
                 "stop_wh": finding.stop_wh,
-                "at": None if finding.at is None else finding.at.isoformat(),
-                "read_at": finding.read_at.isoformat(),
+                "at": _iso(finding.at),
+                "read_at": _iso(finding.read_at),
+                "heard_at": _iso(finding.heard_at),
             },
             "energy_wh": self.energy_wh,
             "can_close": self.can_close,
+            "can": [act.value for act in self.can],
             "says": self.says,
         }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
 
 
 def list_stuck(config: Config) -> list[StuckSession]:
     """Every stuck session of the source, longest stuck first."""
     capabilities = known_capabilities(config)
     rows = ChargingSession.objects.filter(source=config.steve_source, state=SessionState.STUCK)
-    return [_listed(row, capabilities) for row in rows.order_by("stuck_since", "steve_id")]
+    sessions = list(rows.order_by("stuck_since", "steve_id"))
+    can = acts_of(sessions, closable=capabilities is not None and capabilities.manual_stop)
+    family = load_family({session.id_tag_id for session in sessions})
+    return [_listed(session, family, can[session.pk]) for session in sessions]
 
 
-def _listed(session: ChargingSession, capabilities: Capabilities | None) -> StuckSession:
+def _listed(session: ChargingSession, family: Family, can: Sequence[Act]) -> StuckSession:
     finding = finding_of(session)
     assert session.stuck_since is not None  # noqa: S101 - state and instant are written together
     there = session.vanished_at is None and session.superseded_at is None
     has_evidence = finding is not None and finding.source != "none"
-    can_close = there and has_evidence and capabilities is not None and capabilities.manual_stop
+    payer: Mapped | Inactive | Unmapped = Unmapped()
+    if session.started_at is not None:
+        payer = resolve_mapping(session.id_tag_id, session.started_at, family.mappings, family.parents)
     if finding is None:
         says = "StEvE has not been asked for its meter values yet: see again after the next synchronization."
     elif not has_evidence:
         says = f"Nothing shows what was delivered. {OTHERWISE}"
-    elif can_close:
+    elif Act.CLOSE in can:
         says = f"Close it in StEvE: ocpp-billing stuck close {session.steve_id}. Or: {OTHERWISE}"
     elif there:
         says = f"Close it in StEvE's own pages; what StEvE writes is judged by the evidence. Or: {OTHERWISE}"
@@ -145,9 +185,19 @@ def _listed(session: ChargingSession, capabilities: Capabilities | None) -> Stuc
         id_tag_last4=last4(session.id_tag_text),
         started_at=session.started_at,
         start_wh=session.start_wh,
+        first_seen_at=session.first_seen_at,
         stuck_since=session.stuck_since,
+        vanished_at=session.vanished_at,
+        superseded_at=session.superseded_at,
+        mapping="active"
+        if isinstance(payer, Mapped)
+        else "inactive"
+        if isinstance(payer, Inactive)
+        else "none",
+        customer=None if isinstance(payer, Unmapped) else payer.mapping.customer,
+        subscription=None if isinstance(payer, Unmapped) else payer.mapping.subscription,
         finding=finding,
-        can_close=can_close,
+        can=tuple(can),
         says=says,
     )
 

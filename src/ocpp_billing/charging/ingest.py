@@ -99,7 +99,7 @@ def ingest_transactions(
     counts.strangers = [steve_id for (steve_id,) in cursor.fetchall()]
     cursor.execute(_FIND_RENUMBERED_TAGS, {"source": source})
     ask_again_for_tags(cursor, [tag_id for (tag_id,) in cursor.fetchall()])
-    cursor.execute(_KEEP_STOPS, {"source": source})
+    cursor.execute(_KEEP, {"source": source})
     cursor.execute(_UPSERT, {"source": source, "now": now})
     counts.discovered, counts.changed = cursor.fetchone()
     cursor.execute(_RESOLVE_MALFORMED, {"source": source, "now": now})
@@ -278,16 +278,28 @@ RETURNING t.id
 """
 
 # StEvE takes no stop back; one that came back from a backup has forgotten it. What we know stays, and so
-# does what was billed by it.
-_KEEP_STOPS = """
+# does what was billed by it. A session that was gone and is shown again as it was is the same revision: what
+# people ordered about it and the reading they entered still hold. An open one is looked at anew, as it became
+# stuck by being gone.
+_KEEP = """
 WITH kept AS (
     DELETE FROM incoming USING charging_session s
     WHERE s.source_id = %(source)s AND s.steve_id = incoming.steve_id AND s.superseded_at IS NULL
       AND s.fingerprint = incoming.fingerprint
-      AND s.stopped_at IS NOT NULL AND incoming.stopped_at IS NULL
+      AND (
+        (s.stopped_at IS NOT NULL AND incoming.stopped_at IS NULL)
+        OR (s.vanished_at IS NOT NULL
+          AND s.stopped_at IS NOT DISTINCT FROM incoming.stopped_at
+          AND s.stop_wh IS NOT DISTINCT FROM incoming.stop_wh
+          AND s.stop_reason IS NOT DISTINCT FROM incoming.stop_reason
+          AND s.stop_actor IS NOT DISTINCT FROM incoming.stop_actor)
+      )
     RETURNING s.id
 )
-UPDATE charging_session SET vanished_at = NULL
+UPDATE charging_session s SET vanished_at = NULL,
+    stuck_since = CASE WHEN s.stopped_at IS NOT NULL THEN s.stuck_since END,
+    state = CASE WHEN s.stopped_at IS NULL AND s.state = 'stuck' THEN 'open' ELSE s.state END,
+    rest_state = CASE WHEN s.stopped_at IS NULL AND s.rest_state = 'stuck' THEN 'open' ELSE s.rest_state END
 WHERE id IN (SELECT id FROM kept) AND vanished_at IS NOT NULL
 """
 
@@ -332,7 +344,6 @@ WITH written AS (
         s.stopped_at IS DISTINCT FROM EXCLUDED.stopped_at OR s.stop_wh IS DISTINCT FROM EXCLUDED.stop_wh
         OR s.stop_reason IS DISTINCT FROM EXCLUDED.stop_reason
         OR s.stop_actor IS DISTINCT FROM EXCLUDED.stop_actor
-        OR s.vanished_at IS NOT NULL
     )
     RETURNING s.revision
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
 
@@ -23,6 +23,23 @@ class Gap:
     def width(self) -> int:
         """How many ids."""
         return self.high - self.low + 1
+
+
+class Origin(NamedTuple):
+    """Whose a session was, and where; first ids are the lowest ones that are still there.
+
+    Attributes:
+        tag: our number of the tag.
+        box: StEvE's charge box id.
+        first_of_tag: id of the first session with that tag.
+        first_of_box: id of the first session at that charge box.
+    """
+
+    steve_id: int
+    tag: int
+    box: str
+    first_of_tag: int
+    first_of_box: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +62,31 @@ class KnownSessions:
             stuck=stuck,
         )
 
-    def latest_ids(self, limit: int) -> list[int]:
-        """The highest ids that are still there, to see that StEvE still is who it was."""
+    def latest_ids(
+        self, limit: int, *, beside_tags: Collection[int] = (), beside_boxes: Collection[str] = ()
+    ) -> list[int]:
+        """The highest ids that are still there, to see that StEvE still is who it was.
+
+        Args:
+            limit: how many at most.
+            beside_tags: leave out sessions of these tags.
+            beside_boxes: leave out sessions at these charge boxes.
+        """
         return self._ids(
             "SELECT steve_id FROM charging_session WHERE source_id = %(source)s"
-            " AND superseded_at IS NULL AND vanished_at IS NULL ORDER BY steve_id DESC LIMIT %(limit)s",
+            " AND superseded_at IS NULL AND vanished_at IS NULL"
+            " AND id_tag_id <> ALL(%(tags)s) AND charge_box_id <> ALL(%(boxes)s)"
+            " ORDER BY steve_id DESC LIMIT %(limit)s",
             limit=limit,
+            tags=list(beside_tags),
+            boxes=list(beside_boxes),
         )
+
+    def origins(self, ids: Sequence[int]) -> list[Origin]:
+        """Whose these sessions were, and where; in order."""
+        with connection.cursor() as cursor:
+            cursor.execute(_ORIGINS, {"source": self.source, "ids": list(ids)})
+            return [Origin(*row) for row in cursor.fetchall()]
 
     def vanished_at_the_end(self, limit: int) -> list[int]:
         """The lowest ids that are gone and have none above them: a restored StEvE gives them out anew."""
@@ -160,6 +195,24 @@ class KnownSessions:
             row = cursor.fetchone()
             return None if row is None else row[0]
 
+
+_ORIGINS = """
+SELECT s.steve_id, s.id_tag_id, s.charge_box_id, of_tag.first, of_box.first
+FROM charging_session s
+CROSS JOIN LATERAL (
+    SELECT min(steve_id) AS first FROM charging_session t
+    WHERE t.source_id = s.source_id AND t.id_tag_id = s.id_tag_id
+      AND t.superseded_at IS NULL AND t.vanished_at IS NULL
+) of_tag
+CROSS JOIN LATERAL (
+    SELECT min(steve_id) AS first FROM charging_session b
+    WHERE b.source_id = s.source_id AND b.charge_box_id = s.charge_box_id
+      AND b.superseded_at IS NULL AND b.vanished_at IS NULL
+) of_box
+WHERE s.source_id = %(source)s AND s.steve_id = ANY(%(ids)s)
+  AND s.superseded_at IS NULL AND s.vanished_at IS NULL
+ORDER BY s.steve_id
+"""
 
 _GAPS = """
 SELECT previous + 1, steve_id - 1 FROM (

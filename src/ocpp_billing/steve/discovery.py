@@ -374,7 +374,8 @@ class Discovery:
         """Whether the last known ids still mean what they meant; if not, it is recorded what became of them.
 
         Sessions that are not there any more prove little: their tag may have been deleted. Another session
-        under a known number does, and so does a StEvE that shows none of the last few.
+        under a known number does, and so does a StEvE that shows none of the last few although it still has
+        their tags and charge boxes.
         """
         known = self.known.fingerprints(latest)
         matching = self._matching(latest, answer.rows)
@@ -388,8 +389,57 @@ class Discovery:
             latest = self.known.latest_ids(IDENTITY_SAMPLE)
             if self._ask_matching(latest):
                 return True
+        if self._went_with_tag_or_box(latest):
+            self.progress["recognised_at"] = clock.now().isoformat()
+            return True
         self._recognise(min(latest))
         return False
+
+    def _went_with_tag_or_box(self, latest: Sequence[int]) -> bool:
+        """Whether the last known sessions were deleted with their tags or charge boxes; recorded if so.
+
+        With a tag or a charge box StEvE deletes its transactions, old and new, and no others; a backup that
+        was played back cuts off the end of everybody's. Where neither is proved, one tag or one charge box
+        is taken to have been deleted: if StEvE was restored after all, that shows as soon as it gives one of
+        these numbers to another session, before that one is recorded.
+        """
+        lost = self.known.origins(latest)
+        firsts = {number for each in lost for number in (each.first_of_tag, each.first_of_box)}
+        spread = SPREAD_SAMPLE if self.capabilities.id_lists else SPREAD_SINGLES
+        asked = {*self.known.sample_ids(spread, min(latest)), *firsts} - set(latest)
+        there = self._ask_matching(sorted(asked)) if asked else set()
+        if not there:
+            return False
+        last, present = max(there), self.known.origins(sorted(there))
+        tags, boxes = {each.tag for each in present}, {each.box for each in present}
+        unproved = []
+        for each in lost:
+            if each.tag in tags and each.box in boxes:
+                return False
+            tag_deleted = each.tag not in tags and each.first_of_tag < last
+            box_deleted = each.box not in boxes and each.first_of_box < last
+            if not (tag_deleted or box_deleted):
+                unproved.append(each)
+        one_tag = len({each.tag for each in unproved}) <= 1 and not any(each.tag in tags for each in unproved)
+        one_box = len({each.box for each in unproved}) <= 1 and not any(
+            each.box in boxes for each in unproved
+        )
+        if not (one_tag or one_box):
+            return False
+        others = self.known.latest_ids(
+            IDENTITY_SAMPLE,
+            beside_tags={each.tag for each in lost} - tags,
+            beside_boxes={each.box for each in lost} - boxes,
+        )
+        matching = self._ask_matching(others)
+        if not matching:
+            return False
+        self.say(
+            "The last known sessions were deleted in StEvE with their tag or charge box; others are there."
+        )
+        above = self.known.ids_above(max(matching))
+        self._ask(above if self.capabilities.id_lists else above[-GAP_SINGLES:])
+        return True
 
     def _recognise_strangers(self, lowest: int) -> bool:
         """Other sessions are shown under known numbers, this being the lowest: was StEvE restored?
