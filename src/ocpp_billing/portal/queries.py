@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection
 
 from ocpp_billing.alerts.conditions import CONTRACT_BROKEN
-from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
+from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL, counted_parts
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
 from ocpp_billing.sync.liveness import SILENT_AFTER, worker_alive
@@ -133,33 +133,33 @@ class AttentionGroup:
         return self.energy_wh + self.evidence_wh
 
 
-# Sessions are counted under the state that names them, energy by its parts, as in the balance: the
-# figures here add up to the table beside them.
-_ATTENTION = """
-SELECT state, reason, sum(sessions)::bigint, sum(energy_wh)::bigint, sum(evidence_wh)::bigint, min(since)
-FROM (
-    SELECT state, reason, 1 AS sessions, 0 AS energy_wh,
-           CASE WHEN state = 'stuck' THEN greatest((evidence ->> 'stop_wh')::bigint - start_wh, 0) ELSE 0 END
-               AS evidence_wh,
-           coalesce(stop_seen_at, stuck_since, first_seen_at) AS since
-    FROM charging_session WHERE source_id = %(source)s AND state IN ('held', 'rejected', 'stuck')
-    UNION ALL
-    SELECT rest_state, rest_reason, 0, rest_wh, 0, NULL
-    FROM charging_session WHERE source_id = %(source)s AND rest_state IN ('held', 'stuck')
-    UNION ALL
-    SELECT state, reason, 0, energy_wh, 0, NULL
-    FROM usage_event WHERE source_id = %(source)s AND state IN ('held', 'rejected')
-) part
+# Since when the first waits, and what the meters of stuck sessions last said: the counters know neither.
+_WAITING = """
+SELECT state, reason, min(coalesce(stop_seen_at, stuck_since, first_seen_at)),
+    (coalesce(sum(greatest((evidence ->> 'stop_wh')::bigint - start_wh, 0)) FILTER (WHERE state = 'stuck'), 0)
+    )::bigint
+FROM charging_session WHERE source_id = %(source)s AND state IN ('held', 'rejected', 'stuck')
 GROUP BY state, reason
 """
 
 
 def attention_groups(source: str) -> list[AttentionGroup]:
-    """What needs a person, most energy at stake first."""
-    groups = [
-        AttentionGroup(state, reason, sessions, energy_wh, evidence_wh or 0, since)
-        for state, reason, sessions, energy_wh, evidence_wh, since in _rows(_ATTENTION, {"source": source})
-    ]
+    """What needs a person, most energy at stake first.
+
+    Sessions and energy are the counters of the balance: they add up to the table beside them.
+    """
+    waiting = {
+        (state, reason): (since, evidence_wh)
+        for state, reason, since, evidence_wh in _rows(_WAITING, {"source": source})
+    }
+    counted, _read = counted_parts(source)
+    groups = []
+    for (state, reason), amount in counted.items():
+        if amount and state in {"held", "rejected", "stuck"}:
+            since, evidence_wh = waiting.get((state, reason), (None, 0))
+            groups.append(
+                AttentionGroup(state, reason, amount.sessions, amount.energy_wh, evidence_wh, since)
+            )
     return sorted(groups, key=lambda group: (-group.at_stake_wh, -group.sessions, group.reason or ""))
 
 
