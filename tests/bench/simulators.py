@@ -9,6 +9,7 @@ from datetime import datetime
 
 from ocpp_billing.simulators.lago import LagoSimulator
 from ocpp_billing.simulators.steve import SteveSimulator
+from ocpp_billing.simulators.steve_store import STATION, to_ms
 
 
 def main() -> None:
@@ -22,9 +23,11 @@ def main() -> None:
         seed=given.get("seed", 1),
         days=given.get("days", 25),
         open_count=given.get("open_count", 20),
-        stuck_count=0,
+        stuck_count=given.get("stuck_count", 0),
         tag_count=given.get("tag_count", 500),
     )
+    if given.get("only_open") is not None:
+        end_all_but(steve, given["only_open"])
     tags = sorted(tag.id_tag for tag in steve.store.tags.values())
     lago = LagoSimulator()
     lago.keep_requests = False
@@ -51,6 +54,15 @@ def main() -> None:
         }
         print(json.dumps({"environment": environment, "tags": tags}), flush=True)
         sys.stdin.read()
+
+
+def end_all_but(steve: SteveSimulator, running: int) -> None:
+    """Stop what was made as running, but for the last so many; sessions without an end stay as they are."""
+    store, now_ms = steve.store, to_ms(steve.now())
+    rows = sorted(row for row in store.open_rows if not store.ended[row])
+    for row in rows[: len(rows) - running]:
+        store.ended[row] = 1
+        store.set_stop(row, now_ms, store.start_wh[row] + store.delivered_wh[row], "Local", STATION, now_ms)
 
 
 if __name__ == "__main__":

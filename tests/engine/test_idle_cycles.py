@@ -6,24 +6,15 @@ own: nobody waits. Re-reading stops that may still change has a budget of calls 
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import ExitStack
 from datetime import timedelta
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ocpp_billing.charging.models import IdTagParent, Source
-from ocpp_billing.simulators.steve_cost import CostModel
-from ocpp_billing.steve.client import SteveClient
-from ocpp_billing.steve.discovery import Discovery, night_is_due
+from ocpp_billing.charging.models import IdTagParent
 from ocpp_billing.steve.idle import MOST_CALLS
 from ocpp_billing.sync import clients
-from ocpp_billing.sync.journal import RunJournal, begin_run
 from ocpp_billing.sync.models import WorkerHeartbeat
-from ocpp_billing.sync.reading import discover_and_record
-from ocpp_billing.sync.triggers import request_run
-from ocpp_billing.sync.watch import look
+from tests.slow_steve import Days, SlowSteve
 
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 FAMILIES = ("3.7", "3.9", "3.10", "3.11", "3.14")
@@ -32,79 +23,14 @@ MOST_SHARE = 0.05
 TICK = timedelta(seconds=15)
 
 
-class SlowSteve(SteveClient):
-    """Asks the simulated StEvE, and takes as long as with a real one's history by the world's clock."""
-
-    def __init__(self, settings, world):
-        self.world, self.spent_s, self.kinds = world, 0.0, Counter()
-        super().__init__(settings, clock=lambda: self.spent_s)
-
-    def _exchange(self, method, base, target, accept):
-        answer = super()._exchange(method, base, target, accept)
-        asked = parse_qs(urlsplit(target).query)
-        kind = next((kind for kind, of in KINDS if of(target, asked)), "other")
-        rows = answer.body.count(b'"chargeBoxPk"')
-        took_s = CostModel().delay_s(self.world.steve.release, kind, history=HISTORY, rows=rows)
-        self.spent_s += took_s
-        self.kinds[kind] += 1
-        self.world.clock.advance(seconds=took_s)
-        return answer
-
-
-KINDS = (
-    ("tags", lambda target, _: "/ocppTags" in target),
-    ("by_id", lambda target, asked: "transactionPk" in asked or "/transactions/" in target),
-    ("window", lambda _, asked: "from" in asked),
-    ("active", lambda _, asked: asked.get("type") == ["ACTIVE"]),
-)
-
-
-class Days:
-    """Cycles one after the other, each with what it asked.
-
-    Attributes:
-        steve: takes its time.
-        calls: of the last cycle, without those that read stops again.
-        share: of StEvE's time that the last cycle took.
-    """
-
-    def __init__(self, world, steve, between):
-        self.world, self.steve, self.between = world, steve, between
-        self.calls, self.share, self.rechecks = 0, 0.0, 0
-
-    def cycle(self):
-        source = self.world.config().steve_source
-        asked = request_run(source, trigger="schedule", requested_by="test")
-        run = begin_run(asked.run_id, source=source, trigger="schedule", requested_by="test", worker="test")
-        journal = RunJournal(run)
-        began, calls, spent_s = self.world.clock.now(), self.steve.calls, self.steve.spent_s
-        self.rechecks = 0
-        discover_and_record(self.world.config(), self.steve, journal)
-        assert journal.finish("live").status == "completed"
-        self.calls = self.steve.calls - calls - self.rechecks
-        self.share = (self.steve.spent_s - spent_s) / self.between.total_seconds()
-        self.world.clock.set(began + self.between)
-
-    def is_nightly(self):
-        config = self.world.config()
-        return night_is_due(Source.objects.get(name=config.steve_source).progress, config.timezone)
-
-
 @pytest.fixture
-def days(world, monkeypatch, request):
+def days(world, request):
     between = getattr(request, "param", 15 * MINUTE)
-    with ExitStack() as opened:
-        with clients.steve_client(world.config()) as usual:
-            settings = usual.settings
-        days = Days(world, opened.enter_context(SlowSteve(settings, world)), between)
-        recheck = Discovery._recheck_stops
-
-        def counted(discovery):
-            before = days.steve.calls
-            recheck(discovery)
-            days.rechecks += days.steve.calls - before
-
-        monkeypatch.setattr(Discovery, "_recheck_stops", counted)
+    config = world.config()
+    with clients.steve_client(config) as usual:
+        settings = usual.settings
+    slow = SlowSteve(settings, world.steve.release, world.clock, history=HISTORY)
+    with slow, Days(config, world.clock, slow, between) as days:
         yield days
 
 
@@ -177,9 +103,7 @@ def test_the_watch_takes_little_of_steves_time(world, days, number):
     began, calls, spent_s = world.clock.now(), days.steve.calls, days.steve.spent_s
     ticks = 40
     for _ in range(ticks):
-        at = world.clock.now()
-        look(world.config(), days.steve, worker="test")
-        world.clock.set(max(at + TICK, world.clock.now()))
+        days.tick(TICK)
     passed_s = (world.clock.now() - began).total_seconds()
     assert (days.steve.calls - calls) / ticks <= 3
     assert (days.steve.spent_s - spent_s) / passed_s <= MOST_SHARE, days.steve.kinds
