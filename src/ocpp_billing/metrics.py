@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 import ocpp_billing
 from ocpp_billing import clock
 from ocpp_billing.billing import control
-from ocpp_billing.billing.balance import counted_balance, last_proof
+from ocpp_billing.billing.balance import Amount, counted_balance, last_proof
+from ocpp_billing.billing.rules import Reason
 from ocpp_billing.sync.liveness import worker_alive
 from ocpp_billing.sync.models import RunStatus, SyncRun
 
@@ -116,6 +117,21 @@ def _balance(source: str, now: datetime) -> Iterator[GaugeMetricFamily]:
     states = balance.states.items()
     yield _by("sessions", "Sessions by state.", "state", {name: each.sessions for name, each in states})
     yield _by("energy_wh", "Energy by state.", "state", {name: each.energy_wh for name, each in states})
+    # Those of ours at 0, too, so that a line does not end when its last session is settled.
+    reasons = ({code.value: Amount() for code in Reason} | balance.reasons).items()
+    yield _by(
+        "reason_sessions",
+        "Sessions by the reason of a part.",
+        "reason",
+        {code: each.sessions for code, each in reasons},
+    )
+    yield _by(
+        "reason_energy_wh",
+        "Energy by the reason of its part.",
+        "reason",
+        {code: each.energy_wh for code, each in reasons},
+    )
+    yield _gauge("negative_sessions", "Sessions with negative energy.", value=balance.negative.sessions)
     yield _gauge("read_sessions", "Sessions read from StEvE.", value=balance.read.sessions)
     yield _gauge("read_energy_wh", "Energy read from StEvE.", value=balance.read.energy_wh)
     yield _gauge(

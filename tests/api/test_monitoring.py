@@ -153,7 +153,7 @@ def test_the_figures_are_those_of_the_ledger(client, now):
         run=run, name="discover", started_at=run.started_at, ended_at=run.started_at + timedelta(seconds=1)
     )
     ledger.add_session(now, energy_wh=1_000, state="queued")
-    ledger.add_session(now, energy_wh=2_000, stopped_ago=timedelta(hours=5))
+    ledger.add_session(now, energy_wh=2_000, stopped_ago=timedelta(hours=5), reason="implausible")
     ledger.add_session(now, energy_wh=4_000, state="confirmed")
 
     found = figures(client)
@@ -161,6 +161,8 @@ def test_the_figures_are_those_of_the_ledger(client, now):
     assert found["sessions", "queued"] == found["sessions", "held"] == found["sessions", "confirmed"] == 1
     assert found["sessions", "stuck"] == 0
     assert found["energy_wh", "held"] == 2_000
+    assert (found["reason_sessions", "implausible"], found["reason_energy_wh", "implausible"]) == (1, 2_000)
+    assert found["negative_sessions",] == 0
     assert (found["read_sessions",], found["read_energy_wh",]) == (3, 7_000)
     assert (found["unexplained_sessions",], found["unexplained_energy_wh",]) == (0, 0)
     assert found["queue_length",] == 1

@@ -162,7 +162,12 @@ def test_by_policy_a_late_session_goes_into_the_current_period(closed_month):
     assert world.state_of(world.late) == ("confirmed", None)
     (entry,) = world.lago.ledger()
     assert (entry["state"], entry["timestamp"]) == ("open", now.strftime("%Y-%m-%dT%H:%M:%S.000Z"))
-    assert entry["properties"]["stopped_at"] == "2026-02-27T13:00:00Z"
+    told = {name: entry["properties"][name] for name in ("started_at", "stopped_at", "duration_s")}
+    assert told == {
+        "started_at": "2026-02-27T12:00:00Z",
+        "stopped_at": "2026-02-27T13:00:00Z",
+        "duration_s": "3600",
+    }
     assert world.lago_wh() == 9_000
     world.assert_conserved()
 
