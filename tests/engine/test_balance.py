@@ -1080,7 +1080,7 @@ def test_prove_as_json_adds_the_proof_to_the_balance(command, at):
         "unexplained": {"sessions": 0, "energy_wh": 0},
         "drift": [],
     }
-    assert said == read_balance("main").to_json()
+    assert said == {**read_balance("main").to_json(), "proved_at": "2026-03-17T12:00:00+00:00"}
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)

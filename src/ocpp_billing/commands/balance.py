@@ -87,6 +87,7 @@ def _print_proof(config: Config, *, as_json: bool) -> None:
 
     proof = prove_balance(config.steve_source)
     if as_json:
-        out_json({**proof.balance.to_json(), "proof": proof.to_json()})
+        proved_at = proof.proved_at.isoformat()
+        out_json({**proof.balance.to_json(), "proved_at": proved_at, "proof": proof.to_json()})
     else:
         out(f"{format_balance(proof.balance)}\n{format_proof(proof)}")
