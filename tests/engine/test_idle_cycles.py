@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from ocpp_billing.charging.models import IdTagParent
-from ocpp_billing.steve.idle import MOST_CALLS
+from ocpp_billing.steve.idle import MOST_CALLS, MOST_CALLS_AT_A_HOLE
 from ocpp_billing.sync import clients
 from ocpp_billing.sync.models import WorkerHeartbeat
 from tests.slow_steve import Days, SlowSteve
@@ -107,3 +107,25 @@ def test_the_watch_takes_little_of_steves_time(world, days, number):
     passed_s = (world.clock.now() - began).total_seconds()
     assert (days.steve.calls - calls) / ticks <= 3
     assert (days.steve.spent_s - spent_s) / passed_s <= MOST_SHARE, days.steve.kinds
+
+
+@pytest.mark.parametrize(
+    "release",
+    ["3.7", "3.14", *(pytest.param(release, marks=pytest.mark.long) for release in ("3.9", "3.10", "3.11"))],
+)
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "running"])
+def test_row_28_a_hole_beside_300_open_sessions_takes_six_calls_in_the_whole_cycle(world, days, finished):
+    """Found in the next cycle, or in the one after it where more than the active list was overdue."""
+    park(world, 300, 20)
+    for _ in range(5):
+        days.cycle()
+    world.steve.skip_ids(27_678)
+    if finished:
+        beyond = world.session("TAG-NEW", "CP-NEW", start=20 * MINUTE, stop=3 * MINUTE)
+    else:
+        beyond = world.start("TAG-NEW", "CP-NEW", at=2 * MINUTE)
+    for _ in range(2):
+        calls = days.steve.calls
+        days.cycle()
+        assert days.steve.calls - calls <= MOST_CALLS_AT_A_HOLE, days.steve.kinds
+    assert world._session(beyond).exists()

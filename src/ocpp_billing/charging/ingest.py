@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ocpp_billing.billing.rules import CLOCK_LAG
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.tags import ask_again_for_tags
 from ocpp_billing.steve.wire import fingerprint
@@ -83,11 +84,11 @@ def ingest_transactions(
     latest = {row.steve_id: row for row in rows}
     incoming = [latest[steve_id] for steve_id in sorted(latest)]
     _lock_source(cursor, source)
-    known = _known_starts(cursor, source, incoming[0].steve_id, incoming[-1].steve_id, now)
+    starts = _latest_starts(cursor, source, incoming)
     cursor.execute(_CREATE_INCOMING)
     with cursor.copy(_COPY_INCOMING) as copy:
         copy.set_types(_COPY_TYPES)
-        for record in _records(incoming, known, now):
+        for record in _records(incoming, starts, now):
             copy.write_row(record)
     if len(incoming) >= MANY_ROWS:
         cursor.execute("ANALYZE incoming")
@@ -114,41 +115,70 @@ def _lock_source(cursor: Any, source: str) -> None:
 
 
 @dataclass(slots=True)
-class _KnownStarts:
-    """Credible starts that the ledger knows around the rows that come in.
+class _LatestStarts:
+    """The latest credible start that the ledger knows among lower ids, where a row that comes in needs it.
 
     Attributes:
-        latest_below: the latest one among ids below all of the rows.
-        between: (id, start) of sessions between them, in order.
+        highest_id: the highest id known.
+        overall: of all ids up to that one.
+        below: of ids below an id that is not above it.
     """
 
-    latest_below: datetime | None
-    between: list[tuple[int, datetime]]
+    highest_id: int
+    overall: datetime | None
+    below: dict[int, datetime | None]
+
+    def among_lower(self, steve_id: int) -> datetime | None:
+        """Of ids below this one; None where there is none or nobody needs it."""
+        return self.overall if steve_id > self.highest_id else self.below.get(steve_id)
 
 
-def _known_starts(cursor: Any, source: str, low: int, high: int, now: datetime) -> _KnownStarts:
-    """Read them; when all rows are new ids, the source's running maximum says it all."""
+def _latest_starts(cursor: Any, source: str, rows: Sequence[Transaction]) -> _LatestStarts:
+    """Read them.
+
+    New ids above all others have the source's running maximum. For what else is written the history is read
+    once, whatever its length in the memory of one line for each: rows that say nothing new need nothing, nor
+    do stops of sessions that began so late that no start can be too far ahead of theirs.
+    """
     cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s", [source])
-    highest_id, latest = cursor.fetchone()
-    if low > highest_id:
-        return _KnownStarts(latest, [])
-    bound = {"source": source, "low": low, "high": high, "ahead": now + CREDIBLE_AHEAD}
-    cursor.execute(_LATEST_BELOW, bound)
-    (latest,) = cursor.fetchone()
-    cursor.execute(_STARTS_BETWEEN, bound)
-    return _KnownStarts(latest, cursor.fetchall())
+    highest_id, overall = cursor.fetchone()
+    starts = _LatestStarts(highest_id, overall, {})
+    inside = [row for row in rows if row.steve_id <= highest_id]
+    if not inside:
+        return starts
+    cursor.execute(_KNOWN, {"source": source, "ids": [row.steve_id for row in inside]})
+    known = {steve_id: (bytes(mark), *content) for steve_id, mark, *content in cursor.fetchall()}
+    needed = [row.steve_id for row in inside if _needs_latest(row, known.get(row.steve_id), overall)]
+    if needed:
+        bound = {"source": source, "ids": needed, "highest": needed[-1]}
+        cursor.execute(_LATEST_BELOW, bound)
+        found = dict(cursor.fetchall())
+        latest: datetime | None = None
+        for place, steve_id in enumerate(needed):
+            latest = _later(latest, found.get(place))
+            starts.below[steve_id] = latest
+    return starts
 
 
-def _records(rows: Sequence[Transaction], known: _KnownStarts, now: datetime) -> Iterator[tuple[Any, ...]]:
+def _needs_latest(row: Transaction, known: tuple[Any, ...] | None, overall: datetime | None) -> bool:
+    """Whether the latest start among lower ids can matter for a row with a known id, or with a new one."""
+    if known is None or known[0] != fingerprint(row):
+        return True
+    if known[1:] == (row.stopped_at, row.stop_wh, row.stop_reason, row.stop_actor):
+        return False
+    return row.started_at is None or overall is None or overall - row.started_at > CLOCK_LAG
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)
+
+
+def _records(rows: Sequence[Transaction], starts: _LatestStarts, now: datetime) -> Iterator[tuple[Any, ...]]:
     """The rows (in order of their ids) to copy, each with the latest credible start among lower ids."""
-    latest = known.latest_below
-    between = iter(known.between)
-    next_known = next(between, None)
+    latest: datetime | None = None
     for row in rows:
-        while next_known is not None and next_known[0] < row.steve_id:
-            if latest is None or next_known[1] > latest:
-                latest = next_known[1]
-            next_known = next(between, None)
         yield (
             row.steve_id,
             fingerprint(row),
@@ -164,10 +194,10 @@ def _records(rows: Sequence[Transaction], known: _KnownStarts, now: datetime) ->
             row.stop_reason,
             row.stop_actor,
             as_given(row),
-            latest,
+            _later(latest, starts.among_lower(row.steve_id)),
         )
         if row.started_at is not None and row.started_at <= now + CREDIBLE_AHEAD:
-            latest = row.started_at if latest is None else max(latest, row.started_at)
+            latest = _later(latest, row.started_at)
 
 
 def as_given(row: Transaction) -> str:
@@ -362,15 +392,15 @@ UPDATE malformed_row m SET resolved_at = %(now)s FROM incoming i
 WHERE m.source_id = %(source)s AND m.steve_id = i.steve_id AND m.resolved_at IS NULL
 """
 
-_LATEST_BELOW = """
-SELECT max(started_at) FROM charging_session
-WHERE source_id = %(source)s AND steve_id < %(low)s AND started_at <= first_seen_at + interval '5 minutes'
+_KNOWN = """
+SELECT steve_id, fingerprint, stopped_at, stop_wh, stop_reason, stop_actor FROM charging_session
+WHERE source_id = %(source)s AND steve_id = ANY(%(ids)s) AND superseded_at IS NULL
 """
-_STARTS_BETWEEN = """
-SELECT steve_id, started_at FROM charging_session
-WHERE source_id = %(source)s AND steve_id BETWEEN %(low)s AND %(high)s
-  AND started_at <= first_seen_at + interval '5 minutes'
-ORDER BY steve_id
+# Of the ids between one that comes in and the next lower one, numbered from 0.
+_LATEST_BELOW = """
+SELECT width_bucket(steve_id, %(ids)s::bigint[]), max(started_at) FROM charging_session
+WHERE source_id = %(source)s AND steve_id < %(highest)s AND started_at <= first_seen_at + interval '5 minutes'
+GROUP BY 1
 """
 
 _ADVANCE_SOURCE = """

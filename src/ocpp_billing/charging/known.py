@@ -44,7 +44,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KnownSessions:
-    """The ledger's sessions of one StEvE, for discovery. Every method is one query."""
+    """The ledger's sessions of one StEvE, for discovery. Every method is a query or two."""
 
     source: str
 
@@ -90,12 +90,12 @@ class KnownSessions:
 
     def vanished_at_the_end(self, limit: int) -> list[int]:
         """The lowest ids that are gone and have none above them: a restored StEvE gives them out anew."""
-        return self._ids(
+        there = self.latest_ids(1)
+        return self._ids(  # asked for in two steps: in one, PostgreSQL reads the whole history for it
             "SELECT steve_id FROM charging_session WHERE source_id = %(source)s"
-            " AND superseded_at IS NULL AND vanished_at IS NOT NULL AND steve_id > ("
-            "   SELECT coalesce(max(steve_id), 0) FROM charging_session WHERE source_id = %(source)s"
-            "   AND superseded_at IS NULL AND vanished_at IS NULL"
-            " ) ORDER BY steve_id LIMIT %(limit)s",
+            " AND superseded_at IS NULL AND vanished_at IS NOT NULL AND steve_id > %(last)s"
+            " ORDER BY steve_id LIMIT %(limit)s",
+            last=there[0] if there else 0,
             limit=limit,
         )
 
