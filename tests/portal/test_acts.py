@@ -26,7 +26,7 @@ def text_of(answer):
 def test_a_held_session_is_accepted_with_a_note_and_a_run_is_asked_for(operator, now):
     session = ledger.add_session(now, reason="implausible", energy_wh=600_000)
     page = operator.get(f"/sessions/{session.pk}/accept?next=/")
-    assert "Bill session 1, 600.000 kWh, although this rule holds it back." in text_of(page)
+    assert "Bill session 1, 600.000 kWh, although this rule speaks against it." in text_of(page)
     answer = operator.post(
         f"/sessions/{session.pk}/accept", {"note": "a bus depot", "next": "/"}, follow=True
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ocpp_billing.accounts.models import AuditEntry, Role
 from ocpp_billing.mappings.models import TagMapping
 from tests.portal.test_mappings import draft, hidden, main_of
@@ -37,7 +39,7 @@ def test_what_was_billed_to_the_wrong_one_is_moved_after_a_preview(world, operat
     page = client.get(path)
     assert "2 in Lago by this mapping, 11.000 kWh" in main_of(page)
     chosen = str(world._session(moved).get().pk)
-    assert "Choose at least one session." in main_of(client.post(path, {"do": "preview", "customer": "bob"}))
+    assert "Choose at least one session" in main_of(client.post(path, {"do": "preview", "customer": "bob"}))
     sent = {"do": "preview", "customer": "bob", "session": [chosen, "999999"]}
     preview = client.post(path, sent)
     assert "1 session, 8.000 kWh , is billed to bob instead" in main_of(preview)
@@ -56,6 +58,41 @@ def test_what_was_billed_to_the_wrong_one_is_moved_after_a_preview(world, operat
     assert (entry.actor, entry.note) == ("operator@example.org", "wrong driver")
     again = client.post(path, sent)
     assert "is billed to sub-bob already" in main_of(again)
+
+
+def test_ticks_stay_while_pages_turn_and_all_are_taken_in_portions(world, operated, monkeypatch):
+    monkeypatch.setattr("ocpp_billing.portal.mapping_move.AT_ONCE", 2)
+    monkeypatch.setattr("ocpp_billing.portal.mapping_move.ROWS", 2)
+    world.payer("TAG-7", "alice")
+    world.customer("bob")
+    world.go_live()
+    first, second, third = (world.session("TAG-7", f"CP-{n}", energy_wh=1_000 * n) for n in (1, 2, 3))
+    world.sync()
+    oldest, newest = (str(world._session(steve_id).get().pk) for steve_id in (first, third))
+    client = operated(Role.OPERATOR)
+    path = f"/mappings/{TagMapping.objects.get().pk}/move"
+
+    page = client.get(path).content.decode()
+    cursor = re.search(r'name="cursor" value="([^"]+)"', page)[1]
+    turned = client.post(path, {"customer": "bob", "session": newest, "cursor": cursor}).content.decode()
+    assert f'type="hidden" name="session" value="{newest}"' in turned
+    assert f'value="{oldest}"' in turned
+    both = client.post(path, {"do": "preview", "customer": "bob", "session": [newest, oldest]})
+    assert "2 sessions, 4.000 kWh , are billed to bob instead" in main_of(both)
+    assert "can follow" not in main_of(both)
+
+    for says, left in (("2 sessions, 5.000 kWh , are billed", True), ("1 session, 1.000 kWh , is", False)):
+        preview = client.post(path, {"do": "preview", "customer": "bob", "all": "true"})
+        assert says in main_of(preview)
+        assert ("The others stay where they are and can follow." in main_of(preview)) is left
+        sessions = re.findall(r'name="session" value="(\d+)"', preview.content.decode())
+        client.post(path, hidden(preview) | {"do": "move", "note": "wrong driver", "session": sessions})
+        world.sync()
+    assert world.lago_wh_by_session() == {first: 1_000, second: 2_000, third: 3_000}
+    assert (world.lago_wh("sub-alice"), world.lago_wh("sub-bob")) == (0, 6_000)
+    world.assert_conserved()
+    none_left = client.post(path, {"do": "preview", "customer": "bob", "all": "true"})
+    assert "Choose at least one session that is not billed there yet." in main_of(none_left)
 
 
 def test_without_lago_nothing_is_moved(world, operated, settings):

@@ -55,7 +55,11 @@ class DeliveryStatus:
 
 def read_status(config: Config) -> DeliveryStatus:
     """Whether usage events of the configured source are sent."""
-    control = DeliveryControl.objects.filter(source=config.steve_source).first()
+    return status_of(config, DeliveryControl.objects.filter(source=config.steve_source).first())
+
+
+def status_of(config: Config, control: DeliveryControl | None) -> DeliveryStatus:
+    """The same of a row that was read already; None = there is none yet."""
     start = config.billing_start_at
     live_from = start or (control.live_from if control else None)
     if live_from is None:

@@ -14,7 +14,7 @@ import msgspec
 from django.db import connection
 
 from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
-from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.fold import ENDS_SQL, fold_id_tag
 from ocpp_billing.charging.order import AFTER_SQL, NEWEST_FIRST_SQL
 
 if TYPE_CHECKING:
@@ -246,9 +246,7 @@ def session_facts(where: Where, chosen: LedgerFilter) -> Where:
     folded = None if chosen.id_tag is None else fold_id_tag(chosen.id_tag)
     where.add(tagged.format("t.folded = %(id_tag)s"), "id_tag", folded)
     end = None if chosen.id_tag_end is None else chosen.id_tag_end.lower()
-    where.add(
-        tagged.format("lower(right(t.text, 4)) = %(id_tag_end)s AND length(t.text) > 4"), "id_tag_end", end
-    )
+    where.add(tagged.format(ENDS_SQL), "end", end)
     where.add("s.charge_box_id = %(charge_box)s", "charge_box", chosen.charge_box)
     where.add("s.steve_id = %(steve_id)s", "steve_id", chosen.steve_id)
     where.add("s.id = %(session_id)s", "session_id", chosen.session_id)

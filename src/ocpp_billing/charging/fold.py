@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
+# Of a tag `t`: its last four characters are `end`, and it has more, so that nobody finds out a tag by asking.
+ENDS_SQL = "lower(right(t.text, 4)) = %(end)s AND length(t.text) > 4"
+
 
 def fold_id_tag(text: str) -> str:
     """Fold an id tag as StEvE's database compares it.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connection
 
-from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.fold import ENDS_SQL, fold_id_tag
 from ocpp_billing.charging.order import AFTER_SQL, NEWEST_FIRST_SQL
 from ocpp_billing.mappings.tags import escape_like
 
@@ -206,7 +206,7 @@ WITH page AS (
       AND (%(stands)s::text[] IS NULL OR {_STANDS} = ANY(%(stands)s))
       AND (%(text)s::text IS NULL
         OR t.folded LIKE %(tag)s
-        OR (lower(right(t.text, 4)) = %(end)s AND length(t.text) > 4)
+        OR ({ENDS_SQL})
         OR m.customer_external_id ILIKE %(text)s OR c.name ILIKE %(text)s
         OR m.subscription_external_id ILIKE %(text)s OR m.note ILIKE %(text)s)
     ORDER BY m.id DESC LIMIT %(limit)s

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connection
 
-from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.fold import ENDS_SQL, fold_id_tag
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -85,12 +85,22 @@ def total_waiting(source: str) -> WaitingTotal:
     return WaitingTotal(tags, sessions, energy_wh)
 
 
+def tags_ending(source: str, end: str) -> list[int]:
+    """Numbers of the tags whose last four characters are these, in any case."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT t.id FROM id_tag t WHERE t.source_id = %(source)s AND {ENDS_SQL}",
+            {"source": source, "end": end.lower()},
+        )
+        return [number for (number,) in cursor.fetchall()]
+
+
 def escape_like(text: str) -> str:
     """A text as a pattern of LIKE that means nothing but itself."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-_TAGS = """
+_TAGS = f"""
 WITH waiting AS (
     SELECT id_tag_id, count(*) AS sessions, sum(greatest(energy_wh, 0))::bigint AS energy_wh
     FROM charging_session
@@ -110,7 +120,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN id_tag p ON p.id = h.parent_id
 WHERE t.source_id = %(source)s
   AND (%(search)s::text IS NULL OR t.folded LIKE %(search)s)
-  AND (%(end)s::text IS NULL OR (lower(right(t.text, 4)) = %(end)s AND length(t.text) > 4))
+  AND (%(end)s::text IS NULL OR ({ENDS_SQL}))
   AND (NOT %(unmapped)s OR w.sessions > 0)
   AND t.id > %(after)s
 ORDER BY CASE WHEN %(unmapped)s THEN w.energy_wh END DESC, t.id LIMIT %(limit)s

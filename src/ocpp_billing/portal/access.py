@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import Http404
 
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.api.auth import Caller
@@ -14,8 +17,11 @@ from ocpp_billing.charging.mask import mask_id_tag
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from django.db.models import QuerySet
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
+
+Row = TypeVar("Row", bound=Model)
 
 
 def person(request: HttpRequest) -> User:
@@ -53,6 +59,24 @@ def needs(role: Role) -> Callable[[Callable[..., HttpResponseBase]], Callable[..
         return checked
 
     return protect
+
+
+def find_here(rows: QuerySet[Row], number: int, missing: str, *, source: str = "source") -> Row:
+    """The row of this number, if it is one of the configured StEvE.
+
+    Args:
+        rows: where to look.
+        number: ours.
+        missing: what to say when it is not there.
+        source: which field of theirs names the StEvE.
+
+    Raises:
+        Http404: when it is not there.
+    """
+    found = rows.filter(**{source: settings.CONFIG.steve_source}).filter(pk=number).first()
+    if found is None:
+        raise Http404(missing)
+    return found
 
 
 def seen_tag(user: User, text: str) -> str:

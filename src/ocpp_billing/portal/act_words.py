@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from ocpp_billing.billing.offers import Act
-from ocpp_billing.portal.format import kwh
+from ocpp_billing.portal.format import kwh, stamp
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from django.utils.functional import Promise
+
+    from ocpp_billing.charging.closing import ClosePreview
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ def act_words(act: Act, reason: str | None) -> ActWords:
 
 _WILL_DO: dict[Act, str | Promise] = {
     Act.ACCEPT: gettext_lazy(
-        "Bill %(sessions)s, %(energy)s kWh, although this rule holds it back. The later rules still count."
+        "Bill %(sessions)s, %(energy)s kWh, although this rule speaks against it. What another rule speaks "
+        "against stays held for that one."
     ),
     Act.ACKNOWLEDGE: gettext_lazy(
         "Say that the tag still is the same one: all its sessions are decided and billed again."
@@ -102,7 +108,16 @@ _WAS_DONE: dict[Act, str | Promise] = {
 }
 
 
-def will_do(act: Act, reason: str | None, sessions: str, energy_wh: int) -> str:
+# Of sessions that never stopped no energy is known; what their meters last said is lost with them.
+_EXCLUDE_STUCK = gettext_lazy(
+    "Exclude %(sessions)s: what the meter last showed, ≈ %(evident)s kWh, will not be billed."
+)
+_EXCLUDE_UNKNOWN = gettext_lazy("Exclude %(sessions)s: whatever was delivered will not be billed.")
+
+
+def will_do(
+    act: Act, reason: str | None, sessions: str, energy_wh: int, evident_wh: int | None = None
+) -> str:
     """What an act would do, as a sentence with its numbers.
 
     Args:
@@ -110,9 +125,53 @@ def will_do(act: Act, reason: str | None, sessions: str, energy_wh: int) -> str:
         reason: for which the sessions are held.
         sessions: which, such as ``session 4711`` or ``12 sessions``.
         energy_wh: what is at stake of them.
+        evident_wh: of stuck sessions, what their meters last said instead; None = they are not stuck.
     """
     text = _WILL_DO_FOR_REASON.get((act, reason or ""), _WILL_DO[act])
-    return str(text) % {"sessions": sessions, "energy": kwh(energy_wh), "refund": kwh(-energy_wh)}
+    if act is Act.EXCLUDE and evident_wh is not None:
+        text = _EXCLUDE_STUCK if evident_wh else _EXCLUDE_UNKNOWN
+    given = {"sessions": sessions, "energy": kwh(energy_wh), "refund": kwh(-energy_wh)}
+    return str(text) % (given | {"evident": kwh(evident_wh or 0)})
+
+
+_CLOSE_SOURCES: dict[str, str | Promise] = {
+    "meter_value": gettext_lazy("the last meter value"),
+    "next_start": gettext_lazy("the start of the next session on the connector"),
+    "none": gettext_lazy("for want of anything better its own start"),
+}
+
+
+def close_words(preview: ClosePreview, now: datetime) -> list[str]:
+    """What closing a session in StEvE would make of it, in sentences."""
+    given = {
+        "id": preview.steve_id,
+        "register": kwh(preview.stop_wh),
+        "at": stamp(preview.stopped_at, now),
+        "source": _CLOSE_SOURCES[preview.source],
+        "energy": kwh(preview.energy_wh),
+    }
+    says = [
+        _(
+            "StEvE would end session %(id)s with a meter of %(register)s kWh, %(at)s: that is %(source)s. It "
+            "then delivered %(energy)s kWh."
+        )
+        % given
+    ]
+    if preview.or_stop_wh is not None:
+        says.append(
+            _("If StEvE is older than 3.14, it would write %(other)s kWh instead.")
+            % {"other": kwh(preview.or_stop_wh)}
+        )
+    if preview.agrees:
+        says.append(_("The evidence agrees, so it is billed when no rule speaks against it."))
+    elif preview.finding.stop_wh is None:
+        says.append(_("Nothing shows what was delivered, so it would be held until you accept it."))
+    else:
+        says.append(
+            _("The evidence says %(evidence)s kWh, so it would be held until you accept it.")
+            % {"evidence": kwh(preview.finding.stop_wh)}
+        )
+    return says
 
 
 def was_done(act: Act, session: str) -> str:

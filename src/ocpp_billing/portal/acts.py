@@ -14,7 +14,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.http import Http404
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import redirect, render
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -41,8 +41,8 @@ from ocpp_billing.mappings.customers import verify_payer
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import wording
-from ocpp_billing.portal.access import needs, person
-from ocpp_billing.portal.act_words import act_words, was_done, will_do
+from ocpp_billing.portal.access import find_here, needs, person
+from ocpp_billing.portal.act_words import act_words, close_words, was_done, will_do
 from ocpp_billing.portal.format import kwh, stamp
 from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.way_back import way_back
@@ -179,6 +179,16 @@ def offered_acts(session: ChargingSession, *, back: str, sent: bool) -> list[dic
     return act_links(session, acts[session.pk], back=back)
 
 
+def find_session(session_id: int) -> ChargingSession:
+    """A session of this StEvE, with its tag.
+
+    Raises:
+        Http404: when there is none of that number.
+    """
+    missing = _("There is no session %(id)s. Search for StEvE's number instead.") % {"id": session_id}
+    return find_here(ChargingSession.objects.select_related("id_tag"), session_id, missing)
+
+
 def can_close_in_steve() -> bool:
     """Whether this StEvE can be told to close a session."""
     capabilities = known_capabilities(settings.CONFIG)
@@ -216,6 +226,14 @@ def _query(**given: str) -> str:
     return urlencode(given)
 
 
+def evident_wh(session: ChargingSession) -> int | None:
+    """What a stuck session is shown to have delivered, 0 = nothing shows it; None = it is not stuck."""
+    if session.state != "stuck":
+        return None
+    finding = finding_of(session)
+    return 0 if finding is None or finding.stop_wh is None else max(finding.stop_wh - session.start_wh, 0)
+
+
 def evidence_words(session: ChargingSession) -> str:
     """What shows how much a session delivered, in a sentence with its numbers."""
     finding = finding_of(session)
@@ -241,11 +259,7 @@ def evidence_words(session: ChargingSession) -> str:
 @require_http_methods(["GET", "POST"])
 def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse:
     """The page of one act about one session: what it will do, its form, and doing it."""
-    session = get_object_or_404(
-        ChargingSession.objects.select_related("id_tag"),
-        pk=session_id,
-        source_id=settings.CONFIG.steve_source,
-    )
+    session = find_session(session_id)
     try:
         chosen = Act(act)
     except ValueError:
@@ -294,7 +308,7 @@ def _ask(
             context["refused"] = [*context["refused"], str(error)]
             return _show(request, session, act, None, back, status=409, **context)
         initial = {"expected_stop_wh": preview.stop_wh, "revision": session.revision}
-        context["preview"] = preview
+        context["foretold"] = close_words(preview, clock.now())
     return _show(request, session, act, FORMS[act](initial=initial), back, **context)
 
 
@@ -322,7 +336,7 @@ def _show(
         "session": session,
         "act": act.value,
         "words": act_words(act, session.reason),
-        "will_do": will_do(act, session.reason, named, at_stake_wh(session)),
+        "will_do": will_do(act, session.reason, named, at_stake_wh(session), evident_wh(session)),
         "state": wording.STATES[session.state],
         "reason": wording.of_reason(session.state, session.reason),
         "says": session.decisions.order_by("-id").values_list("says", flat=True).first() or "",

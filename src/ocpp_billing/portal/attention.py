@@ -39,6 +39,7 @@ from ocpp_billing.portal.acts import (
     act_links,
     can_close_in_steve,
     evidence_words,
+    evident_wh,
     map_address,
 )
 from ocpp_billing.portal.format import count, kwh
@@ -301,6 +302,7 @@ def _rows(
             "behind": behind[session.pk],
             "evidence": _evidence(session, behind[session.pk]),
             "at_stake_wh": at_stake_wh(session),
+            "evident_wh": evident_wh(session),
             "acts": act_links(session, open_acts[session.pk], back=back),
             "address": _session_address(session),
         }
@@ -375,6 +377,7 @@ def _preview(
     meant = [session for session in sessions if act in open_acts[session.pk]]
     behind = inbox.read_behind(meant)
     energy_wh = sum(at_stake_wh(session) for session in meant)
+    evident = [wh for session in meant if (wh := evident_wh(session)) is not None]
     reasons = {session.reason for session in meant}
     reason = reasons.pop() if len(reasons) == 1 else None
     by_customer: dict[str | None, list[int]] = defaultdict(list)
@@ -383,14 +386,21 @@ def _preview(
     context = {
         "act": act.value,
         "words": act_words(act, reason),
-        "will_do": will_do(act, reason, _sessions(len(meant)), energy_wh),
+        "will_do": will_do(act, reason, _sessions(len(meant)), energy_wh, sum(evident) if evident else None),
         "meant": [
-            {"session": session, "behind": behind[session.pk], "at_stake_wh": at_stake_wh(session)}
+            {
+                "session": session,
+                "behind": behind[session.pk],
+                "evidence": _evidence(session, behind[session.pk]),
+                "at_stake_wh": at_stake_wh(session),
+                "evident_wh": evident_wh(session),
+            }
             for session in meant[:ROWS_OF_PREVIEW]
         ],
         "unlisted": max(len(meant) - ROWS_OF_PREVIEW, 0),
         "sessions": len(meant),
         "energy_wh": energy_wh,
+        "evident_wh": sum(evident) if evident else None,
         "left_out": len(sessions) - len(meant),
         "customers_by_energy": sorted(
             ((customer, len(parts), sum(parts)) for customer, parts in by_customer.items()),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 from django.conf import settings
 from django.contrib import messages
-from django.http import Http404
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
@@ -34,7 +33,7 @@ from ocpp_billing.mappings.models import LagoCustomer, TagMapping
 from ocpp_billing.mappings.preview import preview_mapping, waiting_for
 from ocpp_billing.mappings.store import MAX_ID_TAG_LENGTH, MappingError
 from ocpp_billing.mappings.tags import list_tags
-from ocpp_billing.portal.access import needs, person
+from ocpp_billing.portal.access import find_here, needs, person
 from ocpp_billing.portal.format import count, kwh, stamp
 from ocpp_billing.portal.mapping_payer import Payer, Remark, find_payer, remarks_about
 from ocpp_billing.portal.mappings import month_start
@@ -61,11 +60,9 @@ def find_mapping(mapping_id: int) -> TagMapping:
     Raises:
         Http404: when there is none of that number.
     """
-    rows = TagMapping.objects.filter(id_tag__source=settings.CONFIG.steve_source)
-    mapping = rows.select_related("id_tag", "created_by").filter(pk=mapping_id).first()
-    if mapping is None:
-        raise Http404
-    return mapping
+    missing = _("There is no mapping %(id)s: it may have been deleted.") % {"id": mapping_id}
+    rows = TagMapping.objects.select_related("id_tag", "created_by")
+    return find_here(rows, mapping_id, missing, source="id_tag__source")
 
 
 @dataclass(frozen=True, slots=True)

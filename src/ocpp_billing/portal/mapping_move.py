@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
     from ocpp_billing.accounts.models import User
+    from ocpp_billing.portal.mapping_payer import Payer
 
 # Each session may cost a question to Lago, and a person waits.
 AT_ONCE = 100
+ROWS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +91,42 @@ def plan_moves(
             )
         except MoveError as error:
             plan.refused.append(str(error))
+    plan.moves.sort(key=lambda move: move.steve_id)
     return plan
 
 
-def _chosen(request: HttpRequest, mapping_id: int) -> list[int]:
-    """Sessions that were ticked, as far as they were sent by this mapping; oldest first."""
+def _ticked(request: HttpRequest, mapping_id: int) -> list[int]:
+    """Sessions that were ticked, on this page or another, as far as they were sent by this mapping."""
     wanted = {int(text) for text in request.POST.getlist("session") if text.isascii() and text.isdigit()}
-    sent = (
-        {row.session_id for row in sent_sessions(mapping_id, only=wanted, limit=AT_ONCE)} if wanted else set()
-    )
-    return sorted(sent)
+    if not wanted:
+        return []
+    return [row.session_id for row in sent_sessions(mapping_id, only=wanted, limit=len(wanted))]
+
+
+def _all_elsewhere(mapping_id: int, customer: str, subscription: str) -> list[int]:
+    """The newest sessions of this mapping that are not billed there yet, and one more than go at once."""
+    found: list[int] = []
+    before = None
+    while len(found) <= AT_ONCE and (rows := sent_sessions(mapping_id, before=before, limit=1_000)):
+        found += [
+            row.session_id
+            for row in rows
+            if row.customer != customer or (subscription and row.subscription != subscription)
+        ]
+        before = rows[-1].session_id
+    return found[: AT_ONCE + 1]
+
+
+def _missing(chosen: list[int], values: dict[str, str], payer: Payer) -> dict[str, str]:
+    """What stands in the way of a preview, by field."""
+    errors = {}
+    if not chosen:
+        errors["session"] = _("Choose at least one session that is not billed there yet.")
+    if not values["customer"]:
+        errors["customer"] = _("Who pays? Choose a customer of Lago.")
+    elif payer.error:
+        errors["customer"] = payer.error
+    return errors
 
 
 @needs(Role.OPERATOR)
@@ -112,36 +140,37 @@ def mapping_move(request: HttpRequest, mapping_id: int) -> HttpResponse:
     if request.POST.get("pick_customer"):
         values |= {"customer": request.POST["pick_customer"], "subscription": ""}
         do = "show"
-    chosen = _chosen(request, mapping.pk) if request.method == "POST" else []
+    ticked = _ticked(request, mapping.pk) if request.method == "POST" else []
+    take_all = request.POST.get("all") == "true"
     payer = find_payer(settings.CONFIG, values["customer"], refresh=do == "refresh")
     if (
         values["subscription"] not in {row.external_id for row in payer.subscriptions}
         and not payer.unreachable
     ):
         values["subscription"] = ""
-    errors: dict[str, str] = {}
-    if do in {"preview", "move"}:
-        if not chosen:
-            errors["session"] = _("Choose at least one session.")
-        if not values["customer"]:
-            errors["customer"] = _("Who pays? Choose a customer of Lago.")
-        elif payer.error:
-            errors["customer"] = payer.error
-        if not errors:
-            answer = _preview_or_move(request, mapping.pk, chosen, values, move=do == "move")
-            if answer is not None:
-                return answer
+    chosen = ticked
+    if take_all and do == "preview":
+        chosen = _all_elsewhere(mapping.pk, values["customer"], values["subscription"])
+    errors = _missing(chosen, values, payer) if do in {"preview", "move"} else {}
+    if do in {"preview", "move"} and not errors:
+        answer = _preview_or_move(request, mapping.pk, chosen, values, move=do == "move")
+        if answer is not None:
+            return answer
+    page = read_page(
+        request,
+        "sent",
+        lambda before, limit: sent_sessions(mapping.pk, before=before, limit=limit),
+        lambda row: row.session_id,
+        size=ROWS,
+    )
     context: dict[str, Any] = {
         "mapping": mapping,
-        "page": read_page(
-            request,
-            "sent",
-            lambda before, limit: sent_sessions(mapping.pk, before=before, limit=limit),
-            lambda row: row.session_id,
-            size=AT_ONCE,
-        ),
+        "page": page,
         "sent": total_sent(mapping.pk),
-        "chosen": chosen,
+        "ticked": ticked,
+        "ticked_elsewhere": sorted(set(ticked) - {row.session_id for row in page.rows}),
+        "take_all": take_all,
+        "most": AT_ONCE,
         "values": values,
         "payer": payer,
         "remarks": remarks_about(payer, values["subscription"] or None, verified=True)
@@ -160,6 +189,7 @@ def _preview_or_move(
 ) -> HttpResponse | None:
     """The preview, or the redirect after moving; None = Lago cannot be asked, which was said."""
     mapping = find_mapping(mapping_id)
+    more, chosen = len(chosen) > AT_ONCE, sorted(chosen[:AT_ONCE])
     try:
         with ask_lago(settings.CONFIG, ask_now=True) as client:
             directory = LagoDirectory(client, settings.CONFIG.lago_metric_code)
@@ -179,6 +209,9 @@ def _preview_or_move(
         "mapping": mapping,
         "plan": plan,
         "chosen": chosen,
+        "more": more,
+        "most": AT_ONCE,
+        "take_all": request.POST.get("all") == "true",
         "values": values,
         "changed": changed,
         "note_missing": move and not noted,

@@ -33,17 +33,18 @@ def read_page(
     *,
     size: int = 50,
 ) -> Page[Row]:
-    """The page that ``?cursor=`` names; the first one where that is missing or not one of this list.
+    """The page that ``cursor`` names; the first one where that is missing or not one of this list.
 
     Args:
-        request: with the cursor in its address.
+        request: with the cursor in its address, or in a form that has to be kept.
         kind: of the list; a cursor of another list is none.
         read: rows after the row of that number (None = from the beginning), so many at most.
         row_id: the number of a row.
         size: rows on a page.
     """
+    given = request.POST if request.method == "POST" else request.GET
     try:
-        after = decode_cursor(kind, request.GET.get("cursor") or None)
+        after = decode_cursor(kind, given.get("cursor") or None)
     except ApiError:
         after = None
     rows, following = cut_page(read(after, size + 1), size, kind, row_id)

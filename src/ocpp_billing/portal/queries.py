@@ -81,12 +81,6 @@ def read_status(source: str, now: datetime) -> Status:
     )
 
 
-def pinned_organization(source: str) -> str | None:
-    """Name of the Lago organisation that is billed into; None before Lago was reached for the first time."""
-    control = DeliveryControl.objects.filter(source_id=source, lago_organization_id__isnull=False).first()
-    return None if control is None else control.lago_organization_name or control.lago_organization_id
-
-
 # Whatever a page shows comes with one of these: a run, its steps and log, a decision, an event, an act of a
 # person. Primary keys only, so that it costs the same at a million sessions. While a run is under way
 # deliveries change rows in place: then time itself is part of the mark.

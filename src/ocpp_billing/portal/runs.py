@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.http import Http404
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
 
 from ocpp_billing import clock
+from ocpp_billing.portal.access import find_here
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import Page, read_page
 from ocpp_billing.portal.run_words import STEPS, describe, did
@@ -73,9 +73,8 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
     """One run; while it goes on, it is drawn anew whenever it got on."""
     source = settings.CONFIG.steve_source
     mark = current_mark(source)
-    found = SyncRun.objects.filter(source_id=source, pk=run_id).first()
-    if found is None:
-        raise Http404(_("There is no run %(id)s: it may be too old to be kept.") % {"id": run_id})
+    missing = _("There is no run %(id)s: it may be too old to be kept.") % {"id": run_id}
+    found = find_here(SyncRun.objects.all(), run_id, missing)
     steps = [_step(step) for step in found.steps.all()]
     return draw_live(
         request,

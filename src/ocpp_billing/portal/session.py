@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from django.conf import settings
 from django.db.models import Q, Sum
-from django.http import Http404
 from django.shortcuts import render
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
@@ -31,6 +30,7 @@ from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, res
 from ocpp_billing.mappings.store import load_family
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import caller
+from ocpp_billing.portal.acts import find_session
 from ocpp_billing.portal.event_words import ACTS, KINDS, STOPPED_BY, answer_says
 from ocpp_billing.portal.rule_words import LABELS, check_says
 from ocpp_billing.sync.policy import policy_of
@@ -49,12 +49,8 @@ if TYPE_CHECKING:
 @never_cache
 def session(request: HttpRequest, session_id: int) -> HttpResponse:
     """The timeline of a session, and its facts beside it."""
-    source, who = settings.CONFIG.steve_source, caller(request)
-    found = ChargingSession.objects.select_related("id_tag").filter(pk=session_id, source_id=source).first()
-    if found is None:
-        raise Http404(
-            _("There is no session %(id)s. Search for StEvE's number instead.") % {"id": session_id}
-        )
+    who = caller(request)
+    found = find_session(session_id)
     decisions = list(found.decisions.order_by("-pk"))
     sent = list(found.events.order_by("n"))
     standing = [event for event in sent if event.state != "void"]

@@ -15,6 +15,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance
+from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
 from ocpp_billing.config import ConfigError
 from ocpp_billing.doctor.findings import Finding, problem
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from django.http import HttpRequest, HttpResponse
 
+    from ocpp_billing.billing.control import DeliveryStatus
     from ocpp_billing.config import Config
 
 
@@ -64,7 +66,7 @@ class Progress:
         organization: its name.
         release: StEvE's release as probed.
         mapped: tags that have a mapping now.
-        mode: ``live``, ``shadow`` or ``paused``.
+        delivery: whether what is billed is sent.
     """
 
     read: bool
@@ -72,12 +74,12 @@ class Progress:
     reached: bool
     organization: str
     mapped: int
-    mode: str
+    delivery: DeliveryStatus
 
     @property
     def steps(self) -> list[bool]:
         """Which of the steps are done, in their order."""
-        return [self.read, self.reached, self.mapped > 0, self.mode != "shadow"]
+        return [self.read, self.reached, self.mapped > 0, self.delivery.mode != "shadow"]
 
     @property
     def done(self) -> int:
@@ -93,15 +95,17 @@ class Progress:
 def read_progress(config: Config) -> Progress:
     """How far the set-up of the configured source is."""
     source = Source.objects.filter(name=config.steve_source).first()
-    pinned = queries.pinned_organization(config.steve_source)
+    delivery = DeliveryControl.objects.filter(source_id=config.steve_source).first()
+    # Pinned when Lago was reached for the first time.
+    pinned = delivery.lago_organization_id if delivery else None
     capabilities = (source.capabilities if source else None) or {}
     return Progress(
         read=bool(capabilities),
         release=str(capabilities.get("release", "")),
         reached=pinned is not None,
-        organization=pinned or "",
+        organization=(delivery and delivery.lago_organization_name) or pinned or "",
         mapped=queries.count_mappings(config.steve_source, clock.now()).total,
-        mode=control.read_status(config).mode,
+        delivery=control.status_of(config, delivery),
     )
 
 
@@ -117,7 +121,7 @@ def setup(request: HttpRequest) -> HttpResponse:
         "progress": progress,
         "balance": balance,
         "unmapped": balance.reasons.get("unmapped_tag"),
-        "delivery": control.read_status(config),
+        "delivery": progress.delivery,
         "missing_steve": config.missing("STEVE_API_URL", "STEVE_API_KEY"),
         "missing_lago": config.missing("LAGO_API_KEY"),
         "asked": asked,

@@ -65,7 +65,7 @@ REASONS: dict[str, ReasonWords] = {
             "clock_skew",
             _("Wrong clock"),
             _("The station's times cannot be right, so the billing period would be a guess. Not billed."),
-            _("Set the station's clock. Accept the session with the right time, or exclude it with a note."),
+            _("Set the station's clock. Then accept the session as it is, or exclude it with a note."),
         ),
         ReasonWords(
             "negative_energy",

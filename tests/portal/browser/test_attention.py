@@ -104,6 +104,23 @@ def test_the_pages_of_acts_look_right(visit, now):
     check_every_look(page)
     page.goto("/attention/act?act=assign&state=held&reason=unmapped_tag&next=/attention")
     check_every_look(page)
+    refund = held(now, "refund_by_credit_note", customer="alice", energy_wh=1_000, says="the invoice is out")
+    for act in ("credit", "exclude"):
+        page.goto(f"/sessions/{refund.pk}/{act}")
+        expect(page.get_by_label("Note")).to_be_visible()
+        check_accessibility(page)
+
+
+def test_an_order_that_some_sessions_refuse_says_which_and_why(visit, now):
+    fill(now)
+    page = visit("/attention/act?act=exclude&state=held&reason=implausible", role=Role.OPERATOR)
+    changed = ChargingSession.objects.filter(reason="implausible").order_by("pk").first()
+    ChargingSession.objects.filter(pk=changed.pk).update(revision=2)
+    page.get_by_label("Note").fill("a test bench")
+    page.get_by_role("button", name="Exclude 2 sessions").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Exclude: 1 session was left as it is")
+    expect(page.get_by_text("has changed meanwhile")).to_be_visible()
+    check_every_look(page)
 
 
 def test_an_empty_inbox_teaches(visit, now):

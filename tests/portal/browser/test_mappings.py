@@ -121,7 +121,7 @@ def test_every_other_page_in_every_look(visit, now, waiting):
     for path in (
         f"/mappings/{mapping.pk}",
         f"/mappings/{mapping.pk}/change",
-        f"/mappings/{mapping.pk}/switch",
+        f"/mappings/{mapping.pk}/switch?when=at&at=2026-06-01T10:00",
         f"/mappings/{mapping.pk}/delete",
         f"/mappings/{mapping.pk}/move",
         f"/mappings/{off.pk}/switch",

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from ocpp_billing.embedded.demo import DemoWorld
 from tests.engine.processes import run_command, running, test_database_url
+from tests.portal.browser.conftest import check_every_look
 
 ADMIN = {
     "ADMIN_EMAIL": "ada@example.org",
@@ -99,6 +100,23 @@ def test_from_the_first_admin_to_the_first_bill(browser, product, scripted):
         page.wait_for_timeout(500)
     expect(state_row(page, "Confirmed")).to_contain_text("49.245")
     assert world.lago.summary()["energy_wh"] == 49_245
+
+    # -- what needs both systems and cannot be undone is foretold, in every look
+    if scripted:
+        page.goto("/attention/stuck/-")
+        page.get_by_role("row").filter(has_text="tag-alice").get_by_role(
+            "link", name="Close in StEvE"
+        ).click()
+        expect(page.get_by_text("It then delivered 1.500 kWh.")).to_be_visible()
+        check_every_look(page)
+        page.goto("/mappings")
+        page.get_by_role("link", name="TAG-ALICE").first.click()
+        page.goto(f"{page.url}/move")
+        page.get_by_role("combobox", name="Customer").fill("bob")
+        page.get_by_label("All of them that are not billed there yet").check()
+        page.get_by_role("button", name="Preview").last.click()
+        expect(page.get_by_text("5 sessions, 49.245 kWh").first).to_be_visible()
+        check_every_look(page)
 
     # -- what is held is understood and settled
     page.goto("/attention")
