@@ -88,6 +88,7 @@ def test_a_viewer_reads_the_checklist_and_asks_nobody(signed_in):
 def test_the_preview_says_what_is_sent_what_never_and_what_is_still_held(world, operated):
     world.payer("TAG-ALICE", "alice")
     world.session("TAG-ALICE", start=72 * HOUR, stop=71 * HOUR, energy_wh=1_000)
+    world.session("TAG-ALICE", "CP-2", start=72 * HOUR, stop=71 * HOUR, energy_wh=600_000)
     world.session("TAG-ALICE", energy_wh=2_000)
     world.session("TAG-7", energy_wh=4_000)
     world.sync()
@@ -95,7 +96,8 @@ def test_the_preview_says_what_is_sent_what_never_and_what_is_still_held(world, 
     text = words(operated().get("/delivery/go-live", {"live_from": f"{live_from:%Y-%m-%dT%H:%M}"}))
     assert "alice sub-alice 1 2.000" in text
     assert "1 session that stopped before, 1.000 kWh" in text
-    assert "1 session since then, 4.000 kWh: not sent until its cause is resolved" in text
+    # What is implausible stays so, however old it is.
+    assert "2 sessions, 604.000 kWh: not sent until their causes are resolved" in text
     assert "Go live and send 1 session, 2.000 kWh" in text
     assert not DeliveryControl.objects.exclude(live_from=None).exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import connection, transaction
@@ -11,6 +12,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.balance import Amount
 from ocpp_billing.billing.models import DeliveryControl
+from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.charging.models import Source
 from ocpp_billing.effects import effect
@@ -139,7 +141,12 @@ class Unbilled:
 def preview_unbilled(config: Config, live_from: datetime) -> Unbilled:
     """What would not be billed if billing went live from there, so that nobody is surprised by it."""
     with connection.cursor() as cursor:
-        cursor.execute(_PREVIEW_UNBILLED, {"source": config.steve_source, "live_from": live_from})
+        bound: dict[str, Any] = {
+            "source": config.steve_source,
+            "live_from": live_from,
+            "stays_held": _STAYS_HELD,
+        }
+        cursor.execute(_PREVIEW_UNBILLED, bound)
         before, before_wh, held, held_wh = cursor.fetchone()
     return Unbilled(Amount(before, before_wh), Amount(held, held_wh))
 
@@ -253,12 +260,21 @@ WHERE e.source_id = %(source)s AND e.state = 'queued' AND s.stopped_at >= %(live
 GROUP BY 1, 2 ORDER BY 4 DESC, 1, 2
 """
 
+# What is held for one of these stays held, however old: these rules count before the one about going live.
+_STAYS_HELD = [
+    reason.value
+    for reason in takewhile(lambda reason: reason is not Reason.BEFORE_GO_LIVE, Reason)
+    if reason is not Reason.UNDECIDED
+]
+
 _PREVIEW_UNBILLED = """
-SELECT count(*) FILTER (WHERE stopped_at < %(live_from)s AND state IN ('held', 'queued')),
-    coalesce(sum(greatest(energy_wh, 0)) FILTER (
-        WHERE stopped_at < %(live_from)s AND state IN ('held', 'queued')), 0)::bigint,
-    count(*) FILTER (WHERE stopped_at >= %(live_from)s AND state = 'held'),
-    coalesce(sum(greatest(energy_wh, 0)) FILTER (
-        WHERE stopped_at >= %(live_from)s AND state = 'held'), 0)::bigint
-FROM charging_session WHERE source_id = %(source)s AND stopped_at IS NOT NULL
+SELECT count(*) FILTER (WHERE excluded), coalesce(sum(energy_wh) FILTER (WHERE excluded), 0)::bigint,
+    count(*) FILTER (WHERE NOT excluded AND state = 'held'),
+    coalesce(sum(energy_wh) FILTER (WHERE NOT excluded AND state = 'held'), 0)::bigint
+FROM (
+    SELECT state, greatest(energy_wh, 0) AS energy_wh,
+        stopped_at < %(live_from)s AND coalesce(reason, '') <> ALL(%(stays_held)s) AS excluded
+    FROM charging_session
+    WHERE source_id = %(source)s AND stopped_at IS NOT NULL AND state IN ('held', 'queued')
+) session
 """
