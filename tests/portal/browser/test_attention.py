@@ -107,7 +107,7 @@ def test_the_pages_of_acts_look_right(visit, now):
     refund = held(now, "refund_by_credit_note", customer="alice", energy_wh=1_000, says="the invoice is out")
     for act in ("credit", "exclude"):
         page.goto(f"/sessions/{refund.pk}/{act}")
-        expect(page.get_by_label("Note")).to_be_visible()
+        expect(page.get_by_label("Note", exact=True)).to_be_visible()
         check_accessibility(page)
 
 
