@@ -14,6 +14,7 @@ from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow, S
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.simulators.steve import Sample
 from ocpp_billing.simulators.steve_recording import recording_offset
+from ocpp_billing.steve.capabilities import NOWHEN
 from ocpp_billing.sync.models import SyncLog
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -577,10 +578,11 @@ def test_row_33_a_first_start_on_an_old_history_sends_nothing_of_it(world):
 
 
 def windows_of(live):
-    """The windows of time that StEvE was asked for, newest first, but for the one of every cycle."""
+    """The windows of time that StEvE was asked for, newest first, but for the one of every cycle and probes."""
     asked = [parse_qs(urlsplit(path).query) for path in live.steve_calls("from=")]
     windows = [(query["from"][0], query["to"][0]) for query in asked]
-    return [window for window in windows if window[1] > "2038" or window[1] < live.clock.now().isoformat()]
+    now = live.clock.now().isoformat()
+    return [(start, end) for start, end in windows if not now <= end < "2038" and start != NOWHEN["from"]]
 
 
 @every_release
@@ -589,10 +591,12 @@ def test_row_33_a_first_read_of_the_history_goes_on_where_it_broke_off(live):
         live.session("TAG-ALICE", start=timedelta(days=days), stop=timedelta(days=days) - HOUR)
         for days in range(19, 0, -2)
     ]
+    live.steve.skip_ids(20_000)  # so many that they do not fit into one answer
+    numbers.append(live.session("TAG-ALICE"))
     live.steve.add_fault(Fault("status", path="from=", skip=3, times=-1))
     run = live.sync()
     assert run.status in {"partial", "failed"}
-    first = windows_of(live)[:3]
+    broke_off_at = Source.objects.get().progress["backfill"]["before"]
     read = ChargingSession.objects.values_list("steve_id", flat=True)
     assert 0 < read.count() < len(numbers)
     assert min(read) > numbers[0]  # newest first
@@ -602,8 +606,17 @@ def test_row_33_a_first_read_of_the_history_goes_on_where_it_broke_off(live):
     live.steve.requests.clear()
     assert live.sync().status == "completed"
     then = windows_of(live)
-    assert then[0][1] == first[-1][0]  # nothing again that was read already
+    assert broke_off_at.startswith(then[0][1])  # nothing again that was read already
     assert set(read.all()) == set(numbers)
+    live.assert_conserved()
+
+
+@every_release
+def test_row_33_a_short_history_is_read_in_two_windows_however_old_it_is(live):
+    numbers = [live.session("TAG-ALICE", start=timedelta(days=days)) for days in (2_000, 300, 19, 0.5)]
+    assert live.sync().status == "completed"
+    assert len(windows_of(live)) == 2
+    assert set(ChargingSession.objects.values_list("steve_id", flat=True)) == set(numbers)
     live.assert_conserved()
 
 

@@ -646,6 +646,9 @@ class Discovery:
     def _read_windows(self, name: str, beginning: datetime, *, verify: bool = False) -> None:
         """Read backwards from the future to ``beginning``, in windows as wide as bring enough rows.
 
+        StEvE numbers sessions from 1, so there are no more than its highest number: once what can be left
+        fits into one answer, the rest of time is one window.
+
         Args:
             name: under which the progress is kept; an interrupted read goes on where it was.
             beginning: where to end.
@@ -668,17 +671,24 @@ class Discovery:
                 width *= 2
             elif len(answer.rows) > BACKFILL_ROWS * 2:
                 width = max(width / 2, NARROWEST)
+            rows = state["rows"] + len(answer.rows)
+            if 0 < self._highest_of(answer) <= rows + BACKFILL_ROWS:
+                width = start - BEGINNING
             state |= {
                 "before": start.isoformat(),
                 "from": (start - min(width, start - BEGINNING)).isoformat(),
                 "width_s": int(width.total_seconds()),
-                "rows": state["rows"] + len(answer.rows),
+                "rows": rows,
             }
             self._record(answer)
             self.say(f"{name}: read back to {start:%Y-%m-%d}, {state['rows']:,} sessions")
             if verify:
                 self._verify_window(start, before, answer)
         del self.progress[name]
+
+    def _highest_of(self, answer: TransactionsAnswer) -> int:
+        """The highest id known with this answer; 0 when there is none."""
+        return max([self.known.highest_id(), *(row.steve_id for row in answer.rows)])
 
     def _verify_window(self, start: datetime, before: datetime, answer: TransactionsAnswer) -> None:
         """What the ledger has in a window and StEvE did not show: gone, or changed meanwhile."""
