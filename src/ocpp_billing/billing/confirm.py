@@ -463,7 +463,7 @@ def _confirm(items: Sequence[_Accepted], counts: ConfirmCounts, fence: Fence | N
     with fenced_transaction("confirm", fence) as cursor:
         cursor.execute(
             "UPDATE usage_event SET state = 'confirmed', confirmed_at = %s"
-            " WHERE id = ANY(%s) AND state = 'accepted'",
+            " WHERE id = ANY(%s::bigint[]) AND state = 'accepted'",
             [clock.now(), [item.event_id for item in items]],
         )
         restate_sessions(cursor, sorted({item.session_id for item in items}))
@@ -474,7 +474,7 @@ def _send_again(items: Sequence[_Accepted], fence: Fence | None) -> None:
     with fenced_transaction("send again", fence) as cursor:
         cursor.execute(
             "UPDATE usage_event SET state = 'queued', accepted_at = NULL, next_attempt_at = %s, answer = %s"
-            " WHERE id = ANY(%s) AND state = 'accepted'",
+            " WHERE id = ANY(%s::bigint[]) AND state = 'accepted'",
             [
                 clock.now(),
                 '{"outcome": "vanished", "says": "Lago took it and does not show it"}',

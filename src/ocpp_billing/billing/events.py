@@ -84,7 +84,7 @@ def build_event(facts: EventFacts) -> UsageEvent:
 
 
 def _iso(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return at.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 class EventForm(NamedTuple):

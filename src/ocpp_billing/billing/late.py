@@ -194,5 +194,5 @@ ORDER BY next_attempt_at, id LIMIT %(limit)s
 _LOOKED_FOR = """
 UPDATE usage_event SET next_attempt_at = %(again)s,
     turned_up_at = CASE WHEN id = ANY(%(found)s::bigint[]) THEN %(now)s::timestamptz END
-WHERE id = ANY(%(ids)s) AND turned_up_at IS NULL
+WHERE id = ANY(%(ids)s::bigint[]) AND turned_up_at IS NULL
 """

@@ -136,7 +136,8 @@ class UsageEvent(models.Model):
     session = models.ForeignKey(
         ChargingSession, on_delete=models.PROTECT, related_name="events", db_index=False
     )
-    decision = models.ForeignKey(Decision, on_delete=models.PROTECT, related_name="events")
+    # No index: events of a decision are found by its session.
+    decision = models.ForeignKey(Decision, on_delete=models.PROTECT, related_name="events", db_index=False)
     n = models.IntegerField()
     # steve:<source>:<steve id>-<first 8 hex of the fingerprint>:<n>, unique in the Lago organisation.
     transaction_id = models.TextField()

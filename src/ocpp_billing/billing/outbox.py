@@ -224,22 +224,20 @@ def record_results(
     with fenced_transaction("deliver", fence) as cursor:
         if lock_sessions:
             cursor.execute(_LOCK_SESSIONS_OF, {"ids": [result.event_id for result in results]})
-        cursor.execute(_CREATE_RESULTS)
-        with cursor.copy("COPY result FROM STDIN (FORMAT BINARY)") as copy:
-            copy.set_types(["int8", "text", "text", "text", "text", "timestamptz", "timestamptz"])
-            for result in results:
-                copy.write_row(
-                    (
-                        result.event_id,
-                        result.state,
-                        result.reason,
-                        result.lago_event_id,
-                        msgspec.json.encode(result.answer).decode(),
-                        now + result.wait,
-                        result.missing_since,
-                    )
-                )
-        cursor.execute(_RECORD, {"lease": lease, "now": now})
+        cursor.execute(
+            _RECORD,
+            {
+                "lease": lease,
+                "now": now,
+                "ids": [result.event_id for result in results],
+                "states": [result.state for result in results],
+                "reasons": [result.reason for result in results],
+                "lago_ids": [result.lago_event_id for result in results],
+                "answers": [msgspec.json.encode(result.answer).decode() for result in results],
+                "next_attempts": [now + result.wait for result in results],
+                "missing_since": [result.missing_since for result in results],
+            },
+        )
         sessions = [session_id for (session_id,) in cursor.fetchall()]
         restate_sessions(cursor, sessions)
         return len(sessions)
@@ -431,20 +429,18 @@ WHERE e.id IN (
 RETURNING {_RETURNING}
 """
 
-_CREATE_RESULTS = """
-CREATE TEMPORARY TABLE IF NOT EXISTS result (
-    event_id bigint, state text, reason text, lago_event_id text, answer text, next_attempt_at timestamptz,
-    missing_since timestamptz
-) ON COMMIT DELETE ROWS
-"""
-
+# A batch is small: lists cost less than a temporary table, which is emptied at every commit. And PostgreSQL
+# sees how many there are: it looks each up by its id instead of reading the whole table for their lease.
 _RECORD = """
 UPDATE usage_event e SET
     state = r.state, reason = r.reason, answer = r.answer::jsonb, lease = NULL, lease_until = NULL,
     lago_event_id = coalesce(r.lago_event_id, e.lago_event_id),
     accepted_at = CASE WHEN r.state = 'accepted' THEN %(now)s END,
     next_attempt_at = r.next_attempt_at, missing_since = r.missing_since
-FROM result r
+FROM unnest(
+    %(ids)s::bigint[], %(states)s::text[], %(reasons)s::text[], %(lago_ids)s::text[], %(answers)s::text[],
+    %(next_attempts)s::timestamptz[], %(missing_since)s::timestamptz[]
+) r (event_id, state, reason, lago_event_id, answer, next_attempt_at, missing_since)
 WHERE e.id = r.event_id AND e.lease = %(lease)s AND e.state IN ('queued', 'held')
 RETURNING e.session_id
 """
@@ -452,7 +448,7 @@ RETURNING e.session_id
 # In the order in which decisions lock them, so that neither waits for the other in a ring.
 _LOCK_SESSIONS_OF = """
 SELECT s.id FROM charging_session s
-WHERE s.id IN (SELECT session_id FROM usage_event WHERE id = ANY(%(ids)s)) ORDER BY s.id FOR UPDATE
+WHERE s.id IN (SELECT session_id FROM usage_event WHERE id = ANY(%(ids)s::bigint[])) ORDER BY s.id FOR UPDATE
 """
 
 _GIVE_UP = """
@@ -463,19 +459,21 @@ UPDATE usage_event e SET
     given_up_at = %(now)s, turned_up_at = CASE WHEN %(in_lago)s THEN %(now)s::timestamptz END,
     answer = %(answer)s::jsonb, accepted_at = NULL, lease = NULL, lease_until = NULL,
     next_attempt_at = %(now)s + interval '1 day'
-WHERE e.id = ANY(%(ids)s) AND e.state = ANY(%(states)s) AND e.lease IS NOT DISTINCT FROM %(lease)s
+WHERE e.id = ANY(%(ids)s::bigint[]) AND e.state = ANY(%(states)s) AND e.lease IS NOT DISTINCT FROM %(lease)s
 RETURNING e.session_id, e.state = 'void'
 """
 
+# `start_wh = s.start_wh` changes nothing. Of an UPDATE that touches no column of the generated `energy_wh`
+# PostgreSQL (18, too) reads its expression anew for every row, only to find that it is not needed.
 _RESTATE = f"""
-UPDATE charging_session s SET state = part.state, reason = part.reason
+UPDATE charging_session s SET start_wh = s.start_wh, state = part.state, reason = part.reason
 FROM (
     SELECT DISTINCT ON (session_id) session_id, state, reason FROM (
         SELECT id AS session_id, rest_state AS state, rest_reason AS reason
-        FROM charging_session WHERE id = ANY(%(session_ids)s) AND rest_state IS NOT NULL
+        FROM charging_session WHERE id = ANY(%(session_ids)s::bigint[]) AND rest_state IS NOT NULL
         UNION ALL
         SELECT session_id, state, reason
-        FROM usage_event WHERE session_id = ANY(%(session_ids)s) AND state <> 'void'
+        FROM usage_event WHERE session_id = ANY(%(session_ids)s::bigint[]) AND state <> 'void'
     ) each_part ORDER BY session_id, {STATE_RANK_SQL.format(column="state")}
 ) part
 WHERE part.session_id = s.id
@@ -488,5 +486,5 @@ UPDATE charging_session s SET needs_decision = true, asked = asked + 1,
     rest_wh = greatest(s.energy_wh, 0) - coalesce((
         SELECT sum(e.energy_wh) FROM usage_event e WHERE e.session_id = s.id AND e.state <> 'void'
     ), 0)
-WHERE s.id = ANY(%(session_ids)s) AND s.energy_wh IS NOT NULL
+WHERE s.id = ANY(%(session_ids)s::bigint[]) AND s.energy_wh IS NOT NULL
 """

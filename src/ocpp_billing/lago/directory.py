@@ -16,6 +16,7 @@ from django.db import connection, transaction
 from ocpp_billing.effects import effect
 from ocpp_billing.lago.contract import PlanCharge, SubscriptionRow
 from ocpp_billing.lago.errors import LagoError
+from ocpp_billing.sync.database import bulk_cursor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -188,7 +189,7 @@ def _store(customers: set[str], rows: Sequence[Subscription], now: datetime) -> 
 def _load(customers: set[str], since: datetime) -> tuple[dict[str, list[SubscriptionRow]], set[str]]:
     """What is known of these customers, and whose of it was read after ``since``."""
     rows: dict[str, list[SubscriptionRow]] = {customer: [] for customer in customers}
-    with connection.cursor() as cursor:
+    with bulk_cursor() as cursor:
         cursor.execute(_SELECT_ROWS, [list(customers)])
         for values in cursor.fetchall():
             row = SubscriptionRow(*values)

@@ -272,7 +272,8 @@ FROM charging_session s JOIN LATERAL (
 ) sent ON sent.energy_wh <> 0
 JOIN usage_event last ON last.id = sent.last_id
 WHERE s.id IN (
-    SELECT d.session_id FROM decision d JOIN usage_event e ON e.decision_id = d.id
+    SELECT d.session_id FROM decision d
+    JOIN usage_event e ON e.session_id = d.session_id AND e.decision_id = d.id -- found by its session
     WHERE d.mapping_id = %(mapping)s AND e.state IN ('accepted', 'confirmed')
 ) AND {_BEGAN_AT} >= %(since)s
 """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
 from django.db import IntegrityError, connection, transaction
+from django.db.models import F
 
 from ocpp_billing.accounts import audit
 from ocpp_billing.charging.asking import ask_again
@@ -259,7 +260,7 @@ def change_mapping(
                 subscription_external_id=subscription,
                 verified=verified,
             )
-        elif _events(mapping).filter(attempts__gt=0).exists():
+        elif _events(mapping.pk).filter(attempts__gt=0).exists():
             raise MappingConflictError(
                 "Sessions were sent to Lago by this mapping, and that cannot be taken back here. "
                 f"Choose a date after {mapping.valid_from.isoformat()}, from which the new customer pays."
@@ -318,12 +319,7 @@ def verify_mapping(mapping_id: int, *, by: str, user: User | None = None) -> Tag
 
 def has_events(mapping_id: int) -> bool:
     """Whether a usage event exists by this mapping, so that it must stay to explain it."""
-    return (
-        apps.get_model("billing", "UsageEvent")
-        .objects.filter(decision__mapping_id=mapping_id)
-        .exclude(state="void")
-        .exists()
-    )
+    return _events(mapping_id).exclude(state="void").exists()
 
 
 def delete_mapping(mapping_id: int, *, by: str, user: User | None = None) -> None:
@@ -339,7 +335,7 @@ def delete_mapping(mapping_id: int, *, by: str, user: User | None = None) -> Non
         # seen below, or finds its session asked anew and starts over. It never points at what is gone.
         ask_again(cursor, _UNDECIDED_OF_FAMILY, {"tag_ids": [mapping.id_tag_id]})
         ask_again_for_tags(cursor, [mapping.id_tag_id])
-        if _events(mapping).exclude(state="void").exists():
+        if _events(mapping.pk).exclude(state="void").exists():
             raise MappingConflictError(
                 "Usage events exist by this mapping, so it must stay to explain them. "
                 "End it, or switch it off, from a date of your choice."
@@ -384,9 +380,10 @@ def _locked(mapping_id: int) -> TagMapping:
     return mappings.get(pk=mapping_id)
 
 
-def _events(mapping: TagMapping) -> QuerySet[Any]:
-    # By its name: the ledger knows the mappings, not the other way round.
-    return apps.get_model("billing", "UsageEvent").objects.filter(decision__mapping=mapping)
+def _events(mapping_id: int) -> QuerySet[Any]:
+    # By its name: the ledger knows the mappings, not the other way round. Events are found by their session.
+    events = apps.get_model("billing", "UsageEvent").objects
+    return events.filter(decision__mapping_id=mapping_id, session_id=F("decision__session_id"))
 
 
 def _cut(mapping: TagMapping, at: datetime, user: User | None, **fields: Any) -> TagMapping:
