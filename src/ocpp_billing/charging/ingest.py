@@ -1,7 +1,8 @@
 """Step 2, record: what StEvE says goes into the ledger, in bulk, as it is.
 
-One binary COPY into a temporary table, then one INSERT ... SELECT ... ON CONFLICT. A row that says
-nothing new writes nothing. A changed row raises the session's revision and asks for a new decision.
+What the ledger knows already is left out. The rest goes by one binary COPY into a temporary table, then by
+one INSERT ... SELECT ... ON CONFLICT. A changed row raises the session's revision and asks for a new
+decision.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -19,10 +20,13 @@ from ocpp_billing.charging.tags import ask_again_for_tags
 from ocpp_billing.steve.wire import fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from ocpp_billing.steve.wire import MalformedRow, Transaction
+
+    # When, at which register in Wh, why and by whom a session was stopped, as far as it was.
+    _Stop = tuple[datetime | None, int | None, str | None, str | None]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -82,9 +86,15 @@ def ingest_transactions(
     if not rows:
         return counts
     latest = {row.steve_id: row for row in rows}
-    incoming = [latest[steve_id] for steve_id in sorted(latest)]
     _lock_source(cursor, source)
-    starts = _latest_starts(cursor, source, incoming)
+    known = _read_known(cursor, source, latest)
+    cursor.execute(_RESOLVE_MALFORMED, {"source": source, "now": now, "ids": list(latest)})
+    incoming = [
+        row for _, row in sorted(latest.items()) if not _says_nothing_new(row, known.get(row.steve_id))
+    ]
+    if not incoming:
+        return counts
+    starts = _latest_starts(cursor, source, incoming, known)
     cursor.execute(_CREATE_INCOMING)
     with cursor.copy(_COPY_INCOMING) as copy:
         copy.set_types(_COPY_TYPES)
@@ -103,7 +113,6 @@ def ingest_transactions(
     cursor.execute(_KEEP, {"source": source})
     cursor.execute(_UPSERT, {"source": source, "now": now})
     counts.discovered, counts.changed = cursor.fetchone()
-    cursor.execute(_RESOLVE_MALFORMED, {"source": source, "now": now})
     cursor.execute(_ADVANCE_SOURCE, {"source": source, "ahead": now + CREDIBLE_AHEAD})
     return counts
 
@@ -112,6 +121,38 @@ def _lock_source(cursor: Any, source: str) -> None:
     """One ingest at a time per source: the running maximum of starts must not be read half-written."""
     cursor.execute("INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [source])
     cursor.execute("SELECT 1 FROM source WHERE name = %s FOR UPDATE", [source])
+
+
+class _Known(NamedTuple):
+    """What the ledger knows of the session that has an id now."""
+
+    fingerprint: bytes
+    stop: _Stop
+    is_gone: bool
+    id_tag_pk: int | None
+
+
+def _read_known(cursor: Any, source: str, ids: Iterable[int]) -> dict[int, _Known]:
+    cursor.execute(_KNOWN, {"source": source, "ids": list(ids)})
+    return {
+        steve_id: _Known(bytes(mark), (at, wh, reason, actor), is_gone, id_tag_pk)
+        for steve_id, mark, at, wh, reason, actor, is_gone, id_tag_pk in cursor.fetchall()
+    }
+
+
+def _stop_of(row: Transaction) -> _Stop:
+    return (row.stopped_at, row.stop_wh, row.stop_reason, row.stop_actor)
+
+
+def _says_nothing_new(row: Transaction, known: _Known | None) -> bool:
+    """Whether the ledger says all of it already: most of what is read again does, and is left at that."""
+    return (
+        known is not None
+        and not known.is_gone
+        and known.stop == _stop_of(row)
+        and (row.id_tag_pk is None or known.id_tag_pk == row.id_tag_pk)
+        and known.fingerprint == fingerprint(row)
+    )
 
 
 @dataclass(slots=True)
@@ -133,22 +174,23 @@ class _LatestStarts:
         return self.overall if steve_id > self.highest_id else self.below.get(steve_id)
 
 
-def _latest_starts(cursor: Any, source: str, rows: Sequence[Transaction]) -> _LatestStarts:
+def _latest_starts(
+    cursor: Any, source: str, rows: Sequence[Transaction], known: Mapping[int, _Known]
+) -> _LatestStarts:
     """Read them.
 
     New ids above all others have the source's running maximum. For what else is written the history is read
-    once, whatever its length in the memory of one line for each: rows that say nothing new need nothing, nor
-    do stops of sessions that began so late that no start can be too far ahead of theirs.
+    once, whatever its length in the memory of one line for each: stops of sessions that began so late that no
+    start can be too far ahead of theirs need nothing.
     """
     cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s", [source])
     highest_id, overall = cursor.fetchone()
     starts = _LatestStarts(highest_id, overall, {})
-    inside = [row for row in rows if row.steve_id <= highest_id]
-    if not inside:
-        return starts
-    cursor.execute(_KNOWN, {"source": source, "ids": [row.steve_id for row in inside]})
-    known = {steve_id: (bytes(mark), *content) for steve_id, mark, *content in cursor.fetchall()}
-    needed = [row.steve_id for row in inside if _needs_latest(row, known.get(row.steve_id), overall)]
+    needed = [
+        row.steve_id
+        for row in rows
+        if row.steve_id <= highest_id and _needs_latest(row, known.get(row.steve_id), overall)
+    ]
     if needed:
         bound = {"source": source, "ids": needed, "highest": needed[-1]}
         cursor.execute(_LATEST_BELOW, bound)
@@ -160,11 +202,11 @@ def _latest_starts(cursor: Any, source: str, rows: Sequence[Transaction]) -> _La
     return starts
 
 
-def _needs_latest(row: Transaction, known: tuple[Any, ...] | None, overall: datetime | None) -> bool:
+def _needs_latest(row: Transaction, known: _Known | None, overall: datetime | None) -> bool:
     """Whether the latest start among lower ids can matter for a row with a known id, or with a new one."""
-    if known is None or known[0] != fingerprint(row):
+    if known is None or known.fingerprint != fingerprint(row):
         return True
-    if known[1:] == (row.stopped_at, row.stop_wh, row.stop_reason, row.stop_actor):
+    if known.stop == _stop_of(row):
         return False
     return row.started_at is None or overall is None or overall - row.started_at > CLOCK_LAG
 
@@ -388,13 +430,15 @@ RETURNING (xmax = 0)::int
 """
 
 _RESOLVE_MALFORMED = """
-UPDATE malformed_row m SET resolved_at = %(now)s FROM incoming i
-WHERE m.source_id = %(source)s AND m.steve_id = i.steve_id AND m.resolved_at IS NULL
+UPDATE malformed_row SET resolved_at = %(now)s
+WHERE source_id = %(source)s AND steve_id = ANY(%(ids)s::bigint[]) AND resolved_at IS NULL
 """
 
 _KNOWN = """
-SELECT steve_id, fingerprint, stopped_at, stop_wh, stop_reason, stop_actor FROM charging_session
-WHERE source_id = %(source)s AND steve_id = ANY(%(ids)s) AND superseded_at IS NULL
+SELECT s.steve_id, s.fingerprint, s.stopped_at, s.stop_wh, s.stop_reason, s.stop_actor,
+    s.vanished_at IS NOT NULL, t.steve_pk
+FROM charging_session s JOIN id_tag t ON t.id = s.id_tag_id
+WHERE s.source_id = %(source)s AND s.steve_id = ANY(%(ids)s::bigint[]) AND s.superseded_at IS NULL
 """
 # Of the ids between one that comes in and the next lower one, numbered from 0.
 _LATEST_BELOW = """

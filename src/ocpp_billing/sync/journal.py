@@ -14,7 +14,7 @@ from ocpp_billing.config import ConfigError
 from ocpp_billing.effects import effect
 from ocpp_billing.log import get_logger
 from ocpp_billing.sync.database import Fence, fenced_transaction
-from ocpp_billing.sync.models import RunStatus, SyncLog, SyncRun, SyncStep
+from ocpp_billing.sync.models import RunStatus, SyncLog, SyncRun
 
 if TYPE_CHECKING:
     import threading
@@ -103,10 +103,9 @@ class RunJournal:
             StoppedError: instead of beginning, when the process is to stop.
         """
         self.fence.check()
-        with effect("db commit step"), announced(self.run.source_id):
-            row, _ = SyncStep.objects.update_or_create(
-                run=self.run, name=name, defaults={"started_at": clock.now(), "ended_at": None, "error": None}
-            )
+        with effect("db commit step"), announced(self.run.source_id) as cursor:
+            cursor.execute(_BEGIN_STEP, [self.run.pk, name, clock.now()])
+            ((step_id,),) = cursor.fetchall()
         counted: dict[str, int] = {}
         error_text: str | None = None
         try:
@@ -120,9 +119,9 @@ class RunJournal:
         finally:
             for key, number in counted.items():
                 self.counts[key] = self.counts.get(key, 0) + number
-            row.ended_at, row.counts, row.error = clock.now(), counted, error_text
-            with effect("db commit step"), announced(self.run.source_id):
-                row.save(update_fields=["ended_at", "counts", "error"])
+            with effect("db commit step"), announced(self.run.source_id) as cursor:
+                written = msgspec.json.encode(counted).decode()
+                cursor.execute(_END_STEP, [clock.now(), written, error_text, step_id])
 
     def finish(self, delivery: str) -> SyncRun:
         """End the run: completed, partial (something set aside or left) or failed (a step had an error).
@@ -157,18 +156,26 @@ def kind_of(error: Exception) -> str:
     return f"{type(error).__module__.split('.')[1]}.{type(error).__name__}"
 
 
+# A step that goes on after a decision of its own begins anew: it is one step of its run.
+_BEGIN_STEP = """
+INSERT INTO sync_step (run_id, name, started_at, counts) VALUES (%s, %s, %s, '{}')
+ON CONFLICT (run_id, name) DO UPDATE SET started_at = EXCLUDED.started_at, ended_at = NULL, error = NULL
+RETURNING id
+"""
+_END_STEP = "UPDATE sync_step SET ended_at = %s, counts = %s, error = %s WHERE id = %s"
+
+
 def _notify(cursor: Any, source: str) -> None:
     with effect("notify progress"):
         cursor.execute("SELECT pg_notify(%s, %s)", [PROGRESS, source])
 
 
 @contextmanager
-def announced(source: str) -> Iterator[None]:
-    """A transaction after which whoever follows runs looks again."""
-    with transaction.atomic():
-        yield
-        with connection.cursor() as cursor:
-            _notify(cursor, source)
+def announced(source: str) -> Iterator[Any]:
+    """A transaction after which whoever follows runs looks again; yields a cursor within it."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        yield cursor
+        _notify(cursor, source)
 
 
 def begin_run(
