@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         delivery,
         doctor,
         mappings,
+        pseudonymise,
         reconcile,
         services,
         setup_lago,
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         delivery,
         stuck,
         mappings,
+        pseudonymise,
         setup_lago,
         admin,
         simulate,
@@ -101,12 +103,14 @@ def _understood(error: Exception) -> str | None:
     from ocpp_billing.billing.control import ControlError
     from ocpp_billing.billing.move import MoveError
     from ocpp_billing.charging.closing import ClosingError
+    from ocpp_billing.charging.pseudonyms import PseudonymError
     from ocpp_billing.lago.errors import LagoError
     from ocpp_billing.mappings.store import MappingError
     from ocpp_billing.steve.errors import SteveError
     from ocpp_billing.sync.database import FenceError
 
-    if isinstance(error, (ClosingError, ControlError, LagoError, MappingError, MoveError, SteveError)):
+    known = (ClosingError, ControlError, LagoError, MappingError, MoveError, PseudonymError, SteveError)
+    if isinstance(error, known):
         return str(error)
     if isinstance(error, FenceError):
         return f"{error}. The other worker goes on with the work."

@@ -1,4 +1,4 @@
-"""Write down what a person did. Entries are never changed and never deleted."""
+"""Write down what a person did. Entries are never deleted, and only pseudonyms of tags ever change one."""
 
 from __future__ import annotations
 

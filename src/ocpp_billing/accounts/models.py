@@ -149,7 +149,10 @@ class Invitation(models.Model):
 
 
 class AuditEntry(models.Model):
-    """What a person did: who, what, to what, before and after, from where. Never changed, never deleted."""
+    """What a person did: who, what, to what, before and after, from where. Never deleted, and never changed.
+
+    But for the text of an id tag, where a pseudonym took its place (:mod:`charging.pseudonyms`).
+    """
 
     at = models.DateTimeField(default=timezone.now)
     user = models.ForeignKey(User, null=True, on_delete=models.PROTECT, related_name="+")

@@ -398,7 +398,9 @@ WITH written AS (
     ORDER BY i.steve_id -- our numbers follow StEvE's: lists go by ours, newest first
     ON CONFLICT (source_id, steve_id, fingerprint) DO UPDATE SET
         stopped_at = EXCLUDED.stopped_at, stop_wh = EXCLUDED.stop_wh,
-        stop_reason = EXCLUDED.stop_reason, stop_actor = EXCLUDED.stop_actor, raw = EXCLUDED.raw,
+        stop_reason = EXCLUDED.stop_reason, stop_actor = EXCLUDED.stop_actor,
+        -- The tag is part of the fingerprint, so it can only differ where a pseudonym took its place.
+        raw = EXCLUDED.raw || jsonb_build_object('ocppIdTag', s.id_tag_text),
         stop_seen_at = CASE WHEN s.stopped_at = EXCLUDED.stopped_at THEN s.stop_seen_at
             ELSE EXCLUDED.stop_seen_at END,
         changed_at = EXCLUDED.changed_at, revision = s.revision + 1, vanished_at = NULL,

@@ -48,7 +48,8 @@ class Source(models.Model):
 class IdTag(models.Model):
     """A tag, once, however it is spelled: unique by StEvE's collation.
 
-    StEvE's primary key may change when it is migrated, so it is remembered, never used as identity.
+    StEvE's primary key may change when it is migrated, so it is remembered, never used as identity. A tag
+    that is gone and has none has a pseudonym in place of its text (:mod:`charging.pseudonyms`).
     """
 
     source = models.ForeignKey(Source, on_delete=models.PROTECT, related_name="+")

@@ -54,6 +54,7 @@ ACTIONS: dict[str, str | Promise] = {
     "mapping.verify": gettext_lazy("Had a mapping checked against Lago"),
     "mapping.delete": gettext_lazy("Deleted a mapping"),
     "tag.acknowledge": gettext_lazy("Said that a tag is still the same"),
+    "tag.pseudonymise": gettext_lazy("Gave a tag that is gone a pseudonym"),
     "session.accept": gettext_lazy("Accepted a session"),
     "session.exclude": gettext_lazy("Excluded a session"),
     "session.assign": gettext_lazy("Assigned a session"),
