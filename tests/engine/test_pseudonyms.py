@@ -153,6 +153,7 @@ def test_nothing_names_the_tag_any_more_and_no_amount_changes(live, command):
 
 
 def test_a_tag_stays_while_anybody_may_need_it(live, command):
+    live.settings["LAGO_SEND_ID_TAG"] = "true"
     live.pause()
     charge(live, energy_wh=4_000)
     assert [says.split(".")[0] for says in against(live)] == [
@@ -179,8 +180,12 @@ def test_a_tag_stays_while_anybody_may_need_it(live, command):
     would = "Tag TAG-ALICE with 1 sessions would get a pseudonym.\nNothing was changed.\n"
     assert command("pseudonymise", "--gone-for", "0", "--dry-run") == (0, would)
     assert IdTag.objects.filter(text="TAG-ALICE").exists()
-    assert command("pseudonymise", "--gone-for", "0", "--yes")[0] == 0
-    assert not IdTag.objects.filter(text="TAG-ALICE").exists()
+    code, said = command("pseudonymise", "--gone-for", "0", "--yes")
+    assert (code, said.splitlines()[1]) == (
+        0,
+        "Lago was sent the whole tag in 1 usage events: both keep that.",
+    )
+    assert mentions("tag-alice") == {"usage_event"}
 
 
 def test_sessions_that_come_back_keep_the_pseudonym_and_the_tag_is_a_new_one(live):

@@ -55,11 +55,19 @@ class Prospect:
 
 @dataclass(frozen=True, slots=True)
 class Pseudonymised:
-    """What was done: the pseudonym, its sessions, and the texts in which it took the tag's place."""
+    """What was done.
+
+    Attributes:
+        pseudonym: the tag's new text.
+        sessions: how many have it.
+        texts: rows of words in which it took the tag's place.
+        sent_whole: usage events that keep the tag in whole, because Lago was sent it.
+    """
 
     pseudonym: str
     sessions: int
     texts: int
+    sent_whole: int
 
 
 def find_prospect(source: str, id_tag: str, now: datetime) -> Prospect:
@@ -129,12 +137,13 @@ def pseudonymise(source: str, tag_id: int, *, by: str, now: datetime) -> Pseudon
         cursor.execute(_RENAME_TAG, bound)
         cursor.execute(_RENAME_SESSIONS, bound)
         texts = _rename_in_texts(cursor, Wording.of(spellings), pseudonym)
-        done = Pseudonymised(pseudonym, prospect.sessions, texts)
+        cursor.execute(_COUNT_SENT_WHOLE, bound)
+        done = Pseudonymised(pseudonym, prospect.sessions, texts, cursor.fetchone()[0])
         audit.record(
             "tag.pseudonymise",
             actor=by,
             target=f"tag:{pseudonym}",
-            after={"sessions": done.sessions, "texts": done.texts},
+            after={"sessions": done.sessions, "texts": done.texts, "sent_whole": done.sent_whole},
         )
     return done
 
@@ -327,4 +336,10 @@ _RENAME_SESSIONS = """
 UPDATE charging_session SET id_tag_text = %(pseudonym)s,
     raw = raw || jsonb_build_object('ocppIdTag', %(pseudonym)s::text)
 WHERE id_tag_id = %(tag)s
+"""
+
+# With LAGO_SEND_ID_TAG.
+_COUNT_SENT_WHOLE = """
+SELECT count(*) FROM usage_event e JOIN charging_session s ON s.id = e.session_id
+WHERE s.id_tag_id = %(tag)s AND strpos(e.payload, '"id_tag":') > 0
 """

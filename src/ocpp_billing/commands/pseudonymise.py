@@ -96,6 +96,8 @@ def _carry_out(config: Config, ready: list[Prospect], now: datetime) -> int:
         else:
             # Never beside the text: what is printed may be kept.
             out(f"{done.pseudonym}: {done.sessions} sessions and {done.texts} texts.")
+            if done.sent_whole:
+                out(f"Lago was sent the whole tag in {done.sent_whole} usage events: both keep that.")
     return code
 
 
