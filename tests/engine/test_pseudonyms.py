@@ -214,6 +214,13 @@ def test_sessions_that_come_back_keep_the_pseudonym_and_the_tag_is_a_new_one(liv
     live.assert_conserved()
 
 
+@pytest.mark.parametrize("days", ["-1", "1.5", "36501", "a year"])
+def test_days_are_a_number_of_days(days, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["pseudonymise", f"--gone-for={days}"])
+    assert "is not a number of days from 0 to 36500" in capsys.readouterr().err
+
+
 # -- it happens once and wholly ------------------------------------------------------------------------------
 
 

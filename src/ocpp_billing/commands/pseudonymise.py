@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ocpp_billing.charging.pseudonyms import Prospect
     from ocpp_billing.config import Config
 
+# Longer than anything is kept.
+MAX_DAYS = 36_500
+
 
 def add_commands(commands: Commands) -> None:
     """Add ``pseudonymise``."""
@@ -103,10 +106,6 @@ def _carry_out(config: Config, ready: list[Prospect], now: datetime) -> int:
 
 def _days(text: str) -> timedelta:
     """A number of days on the command line."""
-    try:
-        days = timedelta(days=int(text))
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days") from None
-    if days < timedelta():
-        raise argparse.ArgumentTypeError("a tag cannot be gone for less than 0 days")
-    return days
+    if not (text.isascii() and text.isdecimal() and int(text) <= MAX_DAYS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 0 to {MAX_DAYS}")
+    return timedelta(days=int(text))
