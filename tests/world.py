@@ -439,16 +439,21 @@ def open_world(
 
 
 def empty_ledger() -> None:
-    """Delete all rows of the ledger, in one round trip; users stay."""
+    """Delete all rows of the ledger; users stay.
+
+    Deleting few rows is faster than truncating; many would be looked for in what was deleted before them.
+    """
     with connection.cursor() as cursor:
-        cursor.execute(_EMPTY)
+        cursor.execute("SELECT count(*) >= 500 FROM charging_session")
+        ((many,),) = cursor.fetchall()
+        cursor.execute(_TRUNCATE if many else _EMPTY)
 
 
 def back_up_ledger() -> dict[str, bytes]:
     """A backup of our own database: the rows of every table of the ledger."""
     rows: dict[str, bytes] = {}
     with transaction.atomic(), connection.cursor() as cursor:
-        for table in _ledger_tables():
+        for table in ledger_tables():
             with cursor.copy(f"COPY {table} TO STDOUT") as copy:
                 rows[table] = b"".join(bytes(piece) for piece in copy)
     return rows
@@ -458,13 +463,13 @@ def restore_ledger(backup: dict[str, bytes]) -> None:
     """Play a backup back: what came later is forgotten, and numbers are given out again."""
     empty_ledger()
     with transaction.atomic(), connection.cursor() as cursor:
-        for table in reversed(_ledger_tables()):
+        for table in reversed(ledger_tables()):
             with cursor.copy(f"COPY {table} FROM STDIN") as copy:
                 copy.write(backup[table])
         cursor.execute("DELETE FROM balance_delta")  # the triggers counted anew while rows came back
         with cursor.copy("COPY balance_delta FROM STDIN") as copy:
             copy.write(backup["balance_delta"])
-        for table in _ledger_tables():
+        for table in ledger_tables():
             cursor.execute(
                 "SELECT pg_get_serial_sequence(%s, column_name) FROM information_schema.columns"
                 " WHERE table_schema = current_schema AND table_name = %s AND is_identity = 'YES'",
@@ -476,7 +481,8 @@ def restore_ledger(backup: dict[str, bytes]) -> None:
                 )
 
 
-def _ledger_tables() -> list[str]:
+def ledger_tables() -> list[str]:
+    """The tables of the ledger, those that refer to others before these."""
     models = [
         model
         for label in ("sync", "billing", "mappings", "charging")
@@ -485,4 +491,6 @@ def _ledger_tables() -> list[str]:
     return [model._meta.db_table for model in reversed(models)]
 
 
-_EMPTY = "; ".join(f"DELETE FROM {table}" for table in [*_ledger_tables(), "audit_entry"])
+_EMPTIED = [*ledger_tables(), "audit_entry"]
+_EMPTY = "; ".join(f"DELETE FROM {table}" for table in _EMPTIED)
+_TRUNCATE = f"TRUNCATE {', '.join(_EMPTIED)} CASCADE"

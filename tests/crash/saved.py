@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connection
 
-from tests.world import _ledger_tables
+from tests.world import ledger_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ class SavedLedger:
     """
 
     def __init__(self, name: str) -> None:
-        tables = _ledger_tables()
+        tables = ledger_tables()
         self._copies = {table: f"saved_{name}_{table}" for table in tables}
         restore = [f"DELETE FROM {table}" for table in tables]
         with connection.cursor() as cursor:

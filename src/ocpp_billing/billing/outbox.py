@@ -355,17 +355,18 @@ EXISTS (
 # In the order of the index of the queue, and the subscription asked for event by event: so each batch reads
 # its own events, however long the queue is. Of a join PostgreSQL expects so few rows that it reads and sorts
 # the whole queue for each batch.
+# ARRAY(...) is found once. In a join PostgreSQL may find the next portion anew for each event, if it takes the
+# table for nearly empty, and claim more than one batch may hold.
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
     first_attempt_at = coalesce(first_attempt_at, %(now)s), missing_since = NULL
-FROM (
+WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_DUE} AND (
         SELECT {_OPEN} AND {_FRESH} FROM lago_subscription at WHERE at.lago_id = e.lago_subscription_id
     )
     ORDER BY e.next_attempt_at, e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
-) due
-WHERE e.id = due.id
+))
 RETURNING {_RETURNING}
 """
 
@@ -411,21 +412,21 @@ RETURNING e.session_id
 # The plan charges the metric again, for example.
 _QUEUE_AGAIN = f"""
 UPDATE usage_event e SET state = 'queued', reason = NULL, missing_since = NULL
-WHERE e.id IN (
+WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e JOIN lago_subscription at ON at.lago_id = e.lago_subscription_id
     WHERE e.state = 'held' AND {_UNSETTLED} AND {_OPEN} AND {_FRESH}
     ORDER BY e.id FOR UPDATE OF e SKIP LOCKED
-)
+))
 RETURNING e.session_id
 """
 
 _CLAIM_UNBILLED = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
-WHERE e.id IN (
+WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_UNSETTLED} AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
     ORDER BY e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
-)
+))
 RETURNING {_RETURNING}
 """
 
