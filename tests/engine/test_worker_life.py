@@ -89,6 +89,7 @@ def leases():
 class TestTriggers:
     def test_a_thousand_triggers_in_a_storm_bring_two_runs_at_most(self, live, settings, tmp_path):
         live.session("TAG-ALICE", energy_wh=6_000)
+        live.lago.add_fault(Fault("slow", path="/organizations", seconds=6))  # of the run at the start
         with running("worker", settings=settings, log=tmp_path / "log") as worker:
             worker.says("worker leads")
 
@@ -97,7 +98,6 @@ class TestTriggers:
                     trigger()
                 connection.close()
 
-            live.lago.add_fault(Fault("slow", path="/organizations", seconds=6))
             threads = [threading.Thread(target=storm) for _ in range(4)]
             for thread in threads:
                 thread.start()

@@ -355,8 +355,8 @@ EXISTS (
 # In the order of the index of the queue, and the subscription asked for event by event: so each batch reads
 # its own events, however long the queue is. Of a join PostgreSQL expects so few rows that it reads and sorts
 # the whole queue for each batch.
-# ARRAY(...) is found once. In a join PostgreSQL may find the next portion anew for each event, if it takes the
-# table for nearly empty, and claim more than one batch may hold.
+# ARRAY(...) is found once. In a join PostgreSQL may find the next portion anew for each event, if it takes
+# the table for nearly empty, and claim more than one batch may hold.
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
     first_attempt_at = coalesce(first_attempt_at, %(now)s), missing_since = NULL

@@ -23,8 +23,8 @@ def ask_again(cursor: Any, chosen: str, bound: Mapping[str, Any]) -> int:
     return int(cursor.rowcount)
 
 
-# ARRAY(...) is found once. In IN (...) or a join PostgreSQL may find the rows anew for each session, if it takes
-# the tables for nearly empty: 250 sessions then take half a minute.
+# ARRAY(...) is found once. In IN (...) PostgreSQL may find the rows anew for each session, if it takes the
+# tables for nearly empty: 250 sessions then take half a minute.
 _ASK_AGAIN = """
 UPDATE charging_session SET needs_decision = true, asked = asked + 1
 WHERE id = ANY(ARRAY(SELECT s.id FROM charging_session s WHERE {chosen} ORDER BY s.id FOR UPDATE))
