@@ -323,12 +323,11 @@ class TestSigterm:
 
         def start(seconds):
             live.session("TAG-ALICE", energy_wh=6_000)
-            worker = opened.enter_context(running("worker", settings=settings, log=tmp_path / "log"))
-            worker.says("worker leads")
             live.lago.add_fault(
                 Fault("hang" if seconds > 10 else "slow", path="/events/batch", seconds=seconds)
             )
             requested = trigger()
+            worker = opened.enter_context(running("worker", settings=settings, log=tmp_path / "log"))
             eventually(lambda: batches(live) == 1, worker.said)
             return worker, requested.run_id
 
