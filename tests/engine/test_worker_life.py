@@ -216,10 +216,9 @@ class TestAFrozenLeader:
 class TestTheDatabaseGoesAway:
     def test_a_restart_in_the_middle_of_a_run_is_waited_out_and_made_good(self, live, settings, tmp_path):
         live.session("TAG-ALICE", energy_wh=6_000)
+        live.lago.add_fault(Fault("slow", path="/events/batch", seconds=1.5))
+        requested = trigger()
         with running("worker", settings=settings, log=tmp_path / "log") as worker:
-            worker.says("worker leads")
-            live.lago.add_fault(Fault("slow", path="/events/batch", seconds=1.5))
-            requested = trigger()
             eventually(lambda: batches(live) == 1, worker.said)
             end_all_connections()
             worker.says("database away")
