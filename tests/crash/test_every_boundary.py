@@ -9,7 +9,7 @@ from tests.crash.stories import STORIES
 
 STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
 # Plays of each story on each store in the normal suite; thousands of each with --long.
-SAMPLE = 9
+SAMPLE = 8
 AT_LEAST = 500
 
 each_story = pytest.mark.parametrize("story", STORIES, ids=str)

@@ -17,7 +17,7 @@ from tests.crash.saved import saved
 from tests.crash.stories import BEFORE_POST, late_request_arrives
 
 STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
-EXAMPLES, STEPS = 8, 20
+EXAMPLES, STEPS = 5, 20
 EXAMPLES_LONG, STEPS_LONG = 1_000, 40
 
 # What was found is not made smaller: that takes minutes, and the steps are printed as they are.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.world import World
 
 FAMILIES = ("3.7", "3.9", "3.10", "3.11", "3.14")
-EXAMPLES, STEPS = 6, 50
+EXAMPLES, STEPS = 4, 50
 MANY_EXAMPLES, MANY_STEPS = 400, 80
 SEED = 20260317
 

@@ -10,25 +10,25 @@ from playwright.sync_api import expect
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.sync.models import SyncRun
 from tests.portal import ledger
-from tests.portal.browser.conftest import SIZES, check_accessibility
+from tests.portal.browser.conftest import SIZES, check_accessibility, check_every_look
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
 class TestLook:
-    def test_the_dashboard(self, visit, now, size, theme):
+    def test_the_dashboard(self, visit, now):
         ledger.fill(now)
         ledger.add_run(now, ago=timedelta(seconds=2), status="running")
-        page = visit(size=size, theme=theme, role=Role.ADMIN)
+        page = visit(role=Role.ADMIN)
         expect(page.get_by_role("heading", level=1)).to_have_text("Every watt-hour accounted for")
         page.get_by_text("Show the figures as a table").click()
-        check_accessibility(page)
+        check_every_look(page)
 
-    def test_the_dashboard_of_a_new_installation(self, visit, size, theme):
-        page = visit(size=size, theme=theme, role=Role.ADMIN)
+    def test_the_dashboard_of_a_new_installation(self, visit):
+        page = visit(role=Role.ADMIN)
         expect(page.get_by_text("No worker is running")).to_be_visible()
-        check_accessibility(page)
+        check_every_look(page)
 
+    @pytest.mark.parametrize("theme", ["light", "dark"])
+    @pytest.mark.parametrize("size", SIZES)
     def test_the_menus(self, visit, size, theme):
         page = visit(size=size, theme=theme, role=Role.ADMIN)
         page.get_by_role("button", name="Account of").click()
@@ -39,35 +39,34 @@ class TestLook:
         if size == "phone":
             expect(page.get_by_role("link", name="Dashboard")).to_be_hidden()
             page.get_by_role("button", name="Open the menu").click()
+            check_accessibility(page)
         expect(page.get_by_role("link", name="Dashboard")).to_be_visible()
-        check_accessibility(page)
 
-    def test_sign_in_and_its_refusal(self, visit, size, theme):
-        page = visit("/accounts/login/", size=size, theme=theme)
-        check_accessibility(page)
+    def test_sign_in_and_its_refusal(self, visit):
+        page = visit("/accounts/login/")
+        check_every_look(page)
         page.get_by_label("E-mail").fill("nobody@example.org")
         page.get_by_label("Password").fill("not a password")
         page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("alert")).to_contain_text("are not correct")
-        check_accessibility(page)
+        check_every_look(page)
 
-    @pytest.mark.parametrize(
-        "path", ["/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"]
-    )
-    def test_the_pages_of_an_account(self, visit, size, theme, path):
-        page = visit(path, size=size, theme=theme)
-        if path != "/accounts/logout/":
-            page = visit(path, size=size, theme=theme, role=Role.VIEWER)
-        check_accessibility(page)
+    def test_the_pages_of_an_account(self, visit):
+        page = visit(role=Role.VIEWER)
+        for path in ("/accounts/password/change/", "/accounts/reauthenticate/", "/accounts/logout/"):
+            page.goto(path)
+            check_every_look(page)
 
-    @pytest.mark.parametrize("path", ["/accounts/signup/", "/accounts/inactive/"])
-    def test_the_pages_before_an_account(self, visit, size, theme, path):
-        check_accessibility(visit(path, size=size, theme=theme))
+    def test_the_pages_before_an_account(self, visit):
+        page = visit("/accounts/signup/")
+        check_every_look(page)
+        page.goto("/accounts/inactive/")
+        check_every_look(page)
 
-    def test_a_missing_page(self, visit, size, theme):
-        page = visit("/there-is-no-such-page", size=size, theme=theme)
+    def test_a_missing_page(self, visit):
+        page = visit("/there-is-no-such-page")
         expect(page.get_by_role("heading", level=1)).to_have_text("There is no such page")
-        check_accessibility(page)
+        check_every_look(page)
         assert len(visit.faults) == 1  # the browser's own word about the 404
         visit.faults.clear()
 
