@@ -13,7 +13,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_a_claim_changes_no_indexed_column():
-    sets = re.search(r"UPDATE usage_event e SET (.*?)\nFROM", _CLAIM, re.DOTALL)
+    sets = re.search(r"UPDATE usage_event e SET (.*?)\nWHERE", _CLAIM, re.DOTALL)
     assert sets is not None
     claimed = set(re.findall(r"(\w+) = ", sets[1]))
     assert {"lease", "attempts"} <= claimed

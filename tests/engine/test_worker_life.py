@@ -357,9 +357,10 @@ class TestSigterm:
         assert SyncRun.objects.get(pk=run_id).status == "interrupted"
         live.lago.faults.clear()
         with running("worker", settings=settings, log=tmp_path / "next") as successor:
+            recovery = SyncRun.objects.filter(trigger="recovery")
+            eventually(lambda: recovery.filter(status="completed").exists(), successor.said)
             eventually(lambda: UsageEvent.objects.get().state == "confirmed", successor.said)
             assert successor.terminate() == 0
-        assert SyncRun.objects.get(trigger="recovery").status == "completed"
         assert live.lago_wh() == 6_000
         live.assert_conserved()
 
