@@ -89,7 +89,7 @@ def leases():
 class TestTriggers:
     def test_a_thousand_triggers_in_a_storm_bring_two_runs_at_most(self, live, settings, tmp_path):
         live.session("TAG-ALICE", energy_wh=6_000)
-        live.lago.add_fault(Fault("slow", path="/organizations", seconds=6))  # of the run at the start
+        live.lago.add_fault(Fault("slow", path="/organizations", seconds=12))  # longer than any storm
         with running("worker", settings=settings, log=tmp_path / "log") as worker:
             worker.says("worker leads")
 
