@@ -6,7 +6,6 @@ started by the controller (or the lone pytest); the workers of pytest-xdist inhe
 """
 
 import dataclasses
-import gc
 import os
 import shutil
 import tempfile
@@ -93,10 +92,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(skip)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is there now stays until the end: the collector need not look through it again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
