@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ocpp_billing.charging.ingest import CREDIBLE_AHEAD, ingest_transactions
 from ocpp_billing.charging.known import KnownSessions
-from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.models import ChargingSession, Source
 from ocpp_billing.steve.wire import Transaction
 
 NOON = datetime(2026, 3, 17, 12, tzinfo=UTC)
@@ -43,9 +43,9 @@ def shown(steve_id, days, stop_wh=None):
     )
 
 
-def ingest(*rows):
+def ingest(*rows, now=NOON):
     with transaction.atomic(), connection.cursor() as cursor:
-        counts = ingest_transactions(cursor, "main", rows, [], NOON)
+        counts = ingest_transactions(cursor, "main", rows, [], now)
         # The transaction of the test goes on: the table that a commit empties does not end by itself.
         cursor.execute("DROP TABLE IF EXISTS incoming")
         return counts
@@ -114,3 +114,18 @@ def test_those_that_are_gone_at_the_end_are_the_lowest_with_none_above_them():
     assert (known.vanished_at_the_end(5), known.vanished_at_the_end(2)) == ([7, 8, 9], [7, 8])
     ChargingSession.objects.update(vanished_at=NOON)
     assert known.vanished_at_the_end(2) == [1, 2]
+
+
+@pytest.mark.django_db
+def test_what_is_known_still_moves_how_far_the_ledger_knows_a_steve():
+    """After a rewind, and once a start is credible that lay too far ahead when it was first seen."""
+    soon = NOON + 10 * timedelta(minutes=1)
+    ahead = shown(2, -10 / 1440)
+    ingest(shown(1, 1), ahead)
+    assert Source.objects.get().latest_start_at == NOON - DAY
+    ingest(ahead, now=soon)
+    assert Source.objects.get().latest_start_at == ahead.started_at
+    Source.objects.update(highest_id=1)
+    ingest(ahead, now=soon)
+    assert Source.objects.get().highest_id == 2
+    assert ChargingSession.objects.filter(revision=1).count() == 2

@@ -86,15 +86,17 @@ def ingest_transactions(
     if not rows:
         return counts
     latest = {row.steve_id: row for row in rows}
-    _lock_source(cursor, source)
+    reach = _lock_source(cursor, source)
     known = _read_known(cursor, source, latest)
     cursor.execute(_RESOLVE_MALFORMED, {"source": source, "now": now, "ids": list(latest)})
     incoming = [
-        row for _, row in sorted(latest.items()) if not _says_nothing_new(row, known.get(row.steve_id))
+        row
+        for _, row in sorted(latest.items())
+        if _reaches_further(row, reach, now) or not _says_nothing_new(row, known.get(row.steve_id))
     ]
     if not incoming:
         return counts
-    starts = _latest_starts(cursor, source, incoming, known)
+    starts = _latest_starts(cursor, source, incoming, known, reach)
     cursor.execute(_CREATE_INCOMING)
     with cursor.copy(_COPY_INCOMING) as copy:
         copy.set_types(_COPY_TYPES)
@@ -117,10 +119,27 @@ def ingest_transactions(
     return counts
 
 
-def _lock_source(cursor: Any, source: str) -> None:
+class _Reach(NamedTuple):
+    """How far the ledger knows a StEvE: its highest id, and the latest credible start."""
+
+    highest_id: int
+    latest_start_at: datetime | None
+
+
+def _lock_source(cursor: Any, source: str) -> _Reach:
     """One ingest at a time per source: the running maximum of starts must not be read half-written."""
     cursor.execute("INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [source])
-    cursor.execute("SELECT 1 FROM source WHERE name = %s FOR UPDATE", [source])
+    cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s FOR UPDATE", [source])
+    return _Reach(*cursor.fetchone())
+
+
+def _reaches_further(row: Transaction, reach: _Reach, now: datetime) -> bool:
+    """Whether a row moves a maximum, be it known or not: after a rewind, or once its start is credible."""
+    if row.steve_id > reach.highest_id:
+        return True
+    if row.started_at is None or row.started_at > now + CREDIBLE_AHEAD:
+        return False
+    return reach.latest_start_at is None or row.started_at > reach.latest_start_at
 
 
 class _Known(NamedTuple):
@@ -160,22 +179,21 @@ class _LatestStarts:
     """The latest credible start that the ledger knows among lower ids, where a row that comes in needs it.
 
     Attributes:
-        highest_id: the highest id known.
-        overall: of all ids up to that one.
+        reach: what is known of all ids up to the highest one.
         below: of ids below an id that is not above it.
     """
 
-    highest_id: int
-    overall: datetime | None
+    reach: _Reach
     below: dict[int, datetime | None]
 
     def among_lower(self, steve_id: int) -> datetime | None:
         """Of ids below this one; None where there is none or nobody needs it."""
-        return self.overall if steve_id > self.highest_id else self.below.get(steve_id)
+        highest_id, overall = self.reach
+        return overall if steve_id > highest_id else self.below.get(steve_id)
 
 
 def _latest_starts(
-    cursor: Any, source: str, rows: Sequence[Transaction], known: Mapping[int, _Known]
+    cursor: Any, source: str, rows: Sequence[Transaction], known: Mapping[int, _Known], reach: _Reach
 ) -> _LatestStarts:
     """Read them.
 
@@ -183,9 +201,8 @@ def _latest_starts(
     once, whatever its length in the memory of one line for each: stops of sessions that began so late that no
     start can be too far ahead of theirs need nothing.
     """
-    cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s", [source])
-    highest_id, overall = cursor.fetchone()
-    starts = _LatestStarts(highest_id, overall, {})
+    highest_id, overall = reach
+    starts = _LatestStarts(reach, {})
     needed = [
         row.steve_id
         for row in rows
