@@ -100,14 +100,14 @@ def _understood(error: Exception) -> str | None:
     """The sentence for errors whose classes can only be imported once Django is there."""
     from django.db import DatabaseError, InterfaceError, OperationalError
 
+    from ocpp_billing.billing.closing import ClosingError
     from ocpp_billing.billing.control import ControlError
     from ocpp_billing.billing.move import MoveError
-    from ocpp_billing.charging.closing import ClosingError
     from ocpp_billing.charging.pseudonyms import PseudonymError
+    from ocpp_billing.database import FenceError
     from ocpp_billing.lago.errors import LagoError
     from ocpp_billing.mappings.store import MappingError
     from ocpp_billing.steve.errors import SteveError
-    from ocpp_billing.sync.database import FenceError
 
     known = (ClosingError, ControlError, LagoError, MappingError, MoveError, PseudonymError, SteveError)
     if isinstance(error, known):

@@ -19,7 +19,7 @@ import ocpp_billing
 from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Amount, counted_balance, last_proof
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.sync.liveness import worker_alive
 from ocpp_billing.sync.models import RunStatus, SyncRun
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ocpp_billing.billing.balance import Balance, BreakdownRow, Dimension, Proof
-    from ocpp_billing.charging.closing import StuckSession
+    from ocpp_billing.billing.closing import StuckSession
     from ocpp_billing.reconcile.compare import Reconciliation
     from ocpp_billing.sync.models import SyncRun
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.core.cache import cache
 
-from ocpp_billing.mappings import customers
+from ocpp_billing.billing import customers
 
 
 def names(answer):

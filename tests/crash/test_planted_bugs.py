@@ -8,8 +8,8 @@ import pytest
 
 from ocpp_billing import clock
 from ocpp_billing.billing import decide, outbox
+from ocpp_billing.database import fenced_transaction
 from ocpp_billing.lago.wire import timestamp_text
-from ocpp_billing.sync.database import fenced_transaction
 from tests.crash.enumeration import Deaths, enumerated
 from tests.crash.stories import STORIES
 

@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
+from ocpp_billing.database import FenceError, fenced_transaction
 from ocpp_billing.effects import install_hook
-from ocpp_billing.sync.database import FenceError, fenced_transaction
 from tests.crash.enumeration import come_to_rest, enumerated
 from tests.crash.mortal import Mortal
 from tests.crash.oracle import assert_conserved, assert_whole, outcome_of

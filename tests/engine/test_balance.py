@@ -39,10 +39,10 @@ from ocpp_billing.billing.models import BalanceDelta, BalanceProof, Decision, Ev
 from ocpp_billing.charging.ingest import ingest_transactions
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow, SessionState, Source
 from ocpp_billing.commands import balance as balance_command
+from ocpp_billing.database import FenceError, fenced_transaction
 from ocpp_billing.report import format_balance, format_breakdown
 from ocpp_billing.steve.wire import MalformedRow as UnreadRow
 from ocpp_billing.steve.wire import Transaction
-from ocpp_billing.sync.database import FenceError, fenced_transaction
 from ocpp_billing.sync.journal import RunJournal, begin_run
 from ocpp_billing.sync.run import account
 

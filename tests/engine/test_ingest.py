@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ocpp_billing.charging.ingest import CREDIBLE_AHEAD, ingest_transactions
+from ocpp_billing.charging.clocks import CLOCK_TOLERANCE
+from ocpp_billing.charging.ingest import ingest_transactions
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import ChargingSession, Source
 from ocpp_billing.steve.wire import Transaction
@@ -67,7 +68,9 @@ def test_each_new_session_knows_the_latest_credible_start_among_lower_ids(starts
             ingest(*rows)
             for row in rows:
                 credible = [
-                    at for number, at in seen.items() if number < row.steve_id and at <= NOON + CREDIBLE_AHEAD
+                    at
+                    for number, at in seen.items()
+                    if number < row.steve_id and at <= NOON + CLOCK_TOLERANCE
                 ]
                 right.setdefault(row.steve_id, max(credible, default=None))
         known = dict(ChargingSession.objects.values_list("steve_id", "latest_lower_start_at"))

@@ -14,8 +14,8 @@ import pytest
 from ocpp_billing import effects
 from ocpp_billing.accounts.models import AuditEntry
 from ocpp_billing.billing import review
+from ocpp_billing.billing.closing import ClosingError, close_in_steve, list_stuck, preview_close
 from ocpp_billing.billing.models import UsageEvent
-from ocpp_billing.charging.closing import ClosingError, close_in_steve, list_stuck, preview_close
 from ocpp_billing.charging.models import ChargingSession, Source
 from ocpp_billing.charging.stuck import DETAILS_PER_CYCLE
 from ocpp_billing.cli import main

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import SessionState
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.portal.templatetags.portal import ICONS
 from ocpp_billing.portal.wording import REASONS, STATES, of_reason
 

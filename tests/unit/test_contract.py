@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.lago.contract import Chosen, NotBilled, PlanCharge, SubscriptionRow, choose_subscription
 
 MIDNIGHT = datetime(2026, 11, 1, tzinfo=UTC)

@@ -22,7 +22,7 @@ from ocpp_billing.billing.events import (
     format_kwh,
     settle,
 )
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.lago.wire import problems
 
 energies = st.one_of(st.integers(-2_000, 2_000), st.integers(-(2**63), 2**63 - 1))

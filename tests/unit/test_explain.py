@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from ocpp_billing.billing.explain import explain_session
-from ocpp_billing.billing.rules import Reason, Rule, judge_session
+from ocpp_billing.billing.rules import Rule, judge_session
+from ocpp_billing.charging.reasons import Reason
 from tests.unit.test_rules import LIMITS, SANE, STOP, case_arguments, cases
 
 # When a rule has nothing against billing, its numbers stand in this relation.

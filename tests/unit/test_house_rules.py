@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,28 @@ PURE = [
     "billing/events.py",
     "mappings/resolve.py",
     "lago/contract.py",
+    "charging/clocks.py",
     "charging/fold.py",
+    "charging/reasons.py",
 ]
+# The way of the data, from the ground up: what stands in a line may use what stands above it, and nothing
+# below. (The simulators stand aside: see TestSides.)
+LAYERS = """
+clock config database effects http_date log mail proxies request_size spreadsheet tls unix_socket
+accounts steve
+charging
+lago
+mappings
+billing
+reconcile
+alerts sync
+doctor metrics report
+api
+portal
+embedded
+commands
+asgi cli settings urls
+"""
 # They stand between the two sides: the command line offers both, the demo joins them.
 BETWEEN = {"ocpp_billing.commands.simulate", "ocpp_billing.embedded.demo"}
 
@@ -29,6 +50,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -144,6 +166,28 @@ class TestSides:
         for name in BETWEEN:
             path = SOURCE / (name.replace(".", "/") + ".py")
             assert any(one.startswith("ocpp_billing.simulators") for one in imports(tree_of(path))), name
+
+
+class TestLayers:
+    """Whoever reads along the way of the data meets nothing that he has not read yet."""
+
+    LINE_OF = {name: number for number, line in enumerate(LAYERS.split("\n")) for name in line.split()}
+
+    def test_nobody_uses_what_comes_later(self):
+        assert [
+            f"{module_name(path)} uses {one}"
+            for path in MODULES
+            for layer in module_name(path).split(".")[1:2]
+            if layer != "simulators"
+            for one in imports(tree_of(path), for_types=False)
+            if one.startswith("ocpp_billing.")
+            and self.LINE_OF.get(one.split(".")[1], 0) > self.LINE_OF[layer]
+        ] == []
+
+    def test_everything_has_its_place(self):
+        there = {module_name(path).split(".")[1] for path in MODULES if path.parent != PACKAGE}
+        there |= {path.stem for path in PACKAGE.glob("*.py")}
+        assert self.LINE_OF.keys() == there - {"simulators", "__init__"}
 
 
 class TestPureCore:

@@ -8,8 +8,9 @@ import pytest
 from tools.reference_documents import OF_EXCLUSION, ROOT, documents
 
 from ocpp_billing.api.application import api
-from ocpp_billing.billing.rules import Limits, Reason, SessionFacts, judge_session
+from ocpp_billing.billing.rules import Limits, SessionFacts, judge_session
 from ocpp_billing.charging.models import SessionState
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.cli import build_parser
 from ocpp_billing.sync.models import RunStatus
 from ocpp_billing.sync.policy import WAITS_FOR_LAGO

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ocpp_billing.billing.rules import Limits, Reason, Rule, SessionFacts, Verdict, judge_session
+from ocpp_billing.billing.rules import Limits, Rule, SessionFacts, Verdict, judge_session
+from ocpp_billing.charging.reasons import Reason
 
 START = datetime(2026, 11, 22, 17, 49, 29, tzinfo=UTC)
 STOP = START + timedelta(minutes=90)

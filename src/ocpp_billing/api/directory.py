@@ -16,9 +16,9 @@ from ocpp_billing.api.schemas import (
     SubscriptionList,
     TagPage,
 )
+from ocpp_billing.billing.customers import refresh_customers as read_all_customers
+from ocpp_billing.billing.customers import search_customers, subscriptions_of
 from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT
-from ocpp_billing.mappings.customers import refresh_customers as read_all_customers
-from ocpp_billing.mappings.customers import search_customers, subscriptions_of
 from ocpp_billing.mappings.tags import list_tags as find_tags
 
 router = Router(tags=["Tags, customers and subscriptions"])

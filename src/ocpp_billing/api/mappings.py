@@ -23,9 +23,9 @@ from ocpp_billing.api.schemas import (
     MappingPreview,
     MappingSwitch,
 )
+from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.mappings import store
-from ocpp_billing.mappings.customers import verify_payer
 from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.preview import preview_mapping
 from ocpp_billing.mappings.tags import tags_ending

@@ -22,7 +22,7 @@ from django.db import connection
 from ocpp_billing import clock
 from ocpp_billing.billing.models import BalanceProof, CounterKind
 from ocpp_billing.charging.models import SessionState
-from ocpp_billing.sync.database import Fence, fenced_transaction
+from ocpp_billing.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -18,12 +18,12 @@ from django.db import connection
 from ocpp_billing import clock
 from ocpp_billing.billing.late import InvoicedPeriods
 from ocpp_billing.billing.outbox import give_up_events, restate_sessions
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
+from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError, NotFound
 from ocpp_billing.lago.wire import UsageEvent, events_equal
 from ocpp_billing.log import get_logger
-from ocpp_billing.sync.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

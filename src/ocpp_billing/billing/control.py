@@ -12,9 +12,9 @@ from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.balance import Amount
 from ocpp_billing.billing.models import DeliveryControl
-from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.charging.models import Source
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:

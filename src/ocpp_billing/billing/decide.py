@@ -25,12 +25,14 @@ from ocpp_billing.billing.events import (
     build_transaction_id,
     settle,
 )
-from ocpp_billing.billing.rules import Reason, SessionFacts, judge_session
+from ocpp_billing.billing.rules import SessionFacts, judge_session
+from ocpp_billing.charging.clocks import CLOCK_TOLERANCE
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.clock import now as clock_now
+from ocpp_billing.database import Fence, bulk_cursor, fenced_transaction, refresh_statistics
 from ocpp_billing.lago.contract import Chosen, NotBilled, choose_subscription
 from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
-from ocpp_billing.sync.database import Fence, bulk_cursor, fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -359,6 +361,7 @@ def _read(sql: str, chosen: dict[str, Any], policy: DecisionPolicy) -> list[_Ses
         bound: dict[str, Any] = {
             "ids": [row[0] for row in rows],
             "longest": timedelta(hours=float(policy.limits.max_session_hours)),
+            "tolerance": CLOCK_TOLERANCE,
         }
         cursor.execute(_SELECT_OVERLAPS, bound)
         overlaps = {session_id: Overlaps(*others) for session_id, *others in cursor.fetchall()}
@@ -491,8 +494,8 @@ CROSS JOIN LATERAL (
           AND o.connector_id = s.connector_id AND o.id <> s.id AND o.superseded_at IS NULL
           AND o.started_at > s.started_at - %(longest)s AND o.started_at < stop.at + %(longest)s
           AND o.stopped_at > o.started_at AND o.stop_wh > o.start_wh
-          AND o.started_at <= o.first_seen_at + interval '5 minutes'
-          AND o.stopped_at <= o.stop_seen_at + interval '5 minutes'
+          AND o.started_at <= o.first_seen_at + %(tolerance)s
+          AND o.stopped_at <= o.stop_seen_at + %(tolerance)s
     ) o
     WHERE o.meets_in_time OR o.meets_in_register
 ) other

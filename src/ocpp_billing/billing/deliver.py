@@ -33,7 +33,7 @@ from ocpp_billing.billing.outbox import (
     record_results,
     set_aside_unbilled,
 )
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.lago.delivery import (
     Accepted,
     Outcome,
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from ocpp_billing.database import Fence
     from ocpp_billing.lago.client import LagoClient
     from ocpp_billing.lago.directory import LagoDirectory
-    from ocpp_billing.sync.database import Fence
 
 log = get_logger(__name__)
 

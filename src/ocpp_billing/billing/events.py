@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.lago.wire import UsageEvent, timestamp_text
 
 if TYPE_CHECKING:

@@ -11,19 +11,15 @@ from datetime import timedelta
 from decimal import ROUND_DOWN, ROUND_UP, Decimal, localcontext
 from typing import TYPE_CHECKING
 
-from ocpp_billing.billing.rules import (
-    CLOCK_LAG,
-    CLOCK_TOLERANCE,
-    EVIDENCE_TOLERANCE_WH,
-    Rule,
-    find_verdicts,
-)
+from ocpp_billing.billing.rules import EVIDENCE_TOLERANCE_WH, Rule, find_verdicts
+from ocpp_billing.charging.clocks import CLOCK_LAG, CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from datetime import datetime
 
-    from ocpp_billing.billing.rules import Limits, Reason, SessionFacts, Verdict
+    from ocpp_billing.billing.rules import Limits, SessionFacts, Verdict
+    from ocpp_billing.charging.reasons import Reason
 
 # Hundred years: no session lasts longer, and a limit beyond it can still be shown.
 _LONGEST_HOURS = Decimal(100 * 365 * 24)

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 from django.db import connection
 
 from ocpp_billing import clock
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
+from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.lago.errors import LagoError
-from ocpp_billing.sync.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

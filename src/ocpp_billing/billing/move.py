@@ -17,8 +17,8 @@ from ocpp_billing.accounts import audit
 from ocpp_billing.billing.events import EventFacts, build_event, build_transaction_id
 from ocpp_billing.billing.models import Decision, UsageEvent
 from ocpp_billing.billing.outbox import restate_sessions
-from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.effects import effect
 from ocpp_billing.lago.contract import Chosen, NotBilled, choose_subscription
 

@@ -1,6 +1,6 @@
 """Which acts are open to a person for a session as it stands, the one that mends its cause first.
 
-:mod:`billing.review` and :mod:`charging.closing` carry them out, and refuse what is not open any more.
+:mod:`billing.review` and :mod:`billing.closing` carry them out, and refuse what is not open any more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from ocpp_billing.billing.models import UsageEvent
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -103,7 +103,7 @@ def acts_of(
 
     Args:
         sessions: any.
-        closable: StEvE can be told to close sessions (:func:`charging.closing.known_capabilities`).
+        closable: StEvE can be told to close sessions (:func:`billing.closing.known_capabilities`).
         sent: numbers of those with an event that was attempted and stands; None = that is asked for.
     """
     sessions = list(sessions)

@@ -15,9 +15,9 @@ from django.db import connection
 
 from ocpp_billing.billing.balance import STATE_RANK_SQL
 from ocpp_billing.charging.asking import ask_again
+from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.lago.directory import FRESH_FOR
 from ocpp_billing.lago.wire import UsageEvent
-from ocpp_billing.sync.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,8 +16,8 @@ from ocpp_billing.billing.events import build_transaction_id
 from ocpp_billing.billing.models import Decision, EventKind, EventState, Ruling, RulingKind, UsageEvent
 from ocpp_billing.billing.outbox import restate_sessions
 from ocpp_billing.billing.review import ReviewError
-from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:

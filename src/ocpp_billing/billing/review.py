@@ -11,8 +11,8 @@ from ocpp_billing import clock
 from ocpp_billing.accounts import audit
 from ocpp_billing.billing.models import Ruling, RulingKind, UsageEvent
 from ocpp_billing.billing.outbox import hold_differences, restate_sessions
-from ocpp_billing.billing.rules import Reason
 from ocpp_billing.charging.models import ChargingSession, IdTag
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.charging.tags import ask_again_for_tags
 from ocpp_billing.effects import effect
 

@@ -10,44 +10,16 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from ocpp_billing.charging.clocks import CLOCK_LAG, CLOCK_TOLERANCE
+from ocpp_billing.charging.reasons import Reason
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from datetime import datetime
     from decimal import Decimal
 
-# A charger's clock may run ahead of ours by so much before its times are not believed.
-CLOCK_TOLERANCE = timedelta(minutes=5)
-# A start so long before the latest start among lower ids is a clock that was reset (1970), not an
-# offline charger: StEvE gives ids in the order of arrival, and a charger's queue may be weeks old.
-CLOCK_LAG = timedelta(days=60)
 # StEvE rounds the meter value of a manual stop up to a whole Wh.
 EVIDENCE_TOLERANCE_WH = 1
-
-
-class Reason(StrEnum):
-    """Why a session is held or excluded. The codes are fixed: people filter and alert by them."""
-
-    UNDECIDED = "undecided"
-    IDENTITY_CONFLICT = "identity_conflict"
-    CLOCK_SKEW = "clock_skew"
-    NEGATIVE_ENERGY = "negative_energy"
-    IMPLAUSIBLE = "implausible"
-    REGISTER_OVERLAP = "register_overlap"
-    MANUAL_STOP_WITHOUT_EVIDENCE = "manual_stop_without_evidence"
-    ZERO_ENERGY = "zero_energy"
-    BELOW_MINIMUM = "below_minimum"
-    BEFORE_GO_LIVE = "before_go_live"
-    UNMAPPED_TAG = "unmapped_tag"
-    MAPPING_INACTIVE = "mapping_inactive"
-    NO_SUBSCRIPTION = "no_subscription"
-    AMBIGUOUS_SUBSCRIPTION = "ambiguous_subscription"
-    METRIC_NOT_CHARGED = "metric_not_charged"
-    LATE_PERIOD = "late_period"
-    CHANGED_AFTER_BILLING = "changed_after_billing"
-    REFUND_BY_CREDIT_NOTE = "refund_by_credit_note"
-    CONFLICT_IN_LAGO = "conflict_in_lago"
-    BY_OPERATOR = "by_operator"
-    CREDITED = "credited"
 
 
 class Rule(StrEnum):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ocpp_billing.billing.rules import CLOCK_LAG
+from ocpp_billing.charging.clocks import CLOCK_LAG, CLOCK_TOLERANCE
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.tags import ask_again_for_tags
 from ocpp_billing.steve.wire import fingerprint
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     _Stop = tuple[datetime | None, int | None, str | None, str | None]
 
 _encode = msgspec.json.Encoder().encode
-
-# A start that lies further ahead than this when first seen says nothing about later ids.
-CREDIBLE_AHEAD = timedelta(minutes=5)
 
 # PostgreSQL knows nothing of a temporary table: with so many rows it is told, lest it reads them all for each
 # session that it compares them with.
@@ -115,7 +111,7 @@ def ingest_transactions(
     cursor.execute(_KEEP, {"source": source})
     cursor.execute(_UPSERT, {"source": source, "now": now})
     counts.discovered, counts.changed = cursor.fetchone()
-    cursor.execute(_ADVANCE_SOURCE, {"source": source, "ahead": now + CREDIBLE_AHEAD})
+    cursor.execute(_ADVANCE_SOURCE, {"source": source, "ahead": now + CLOCK_TOLERANCE})
     return counts
 
 
@@ -137,7 +133,7 @@ def _reaches_further(row: Transaction, reach: _Reach, now: datetime) -> bool:
     """Whether a row moves a maximum, be it known or not: after a rewind, or once its start is credible."""
     if row.steve_id > reach.highest_id:
         return True
-    if row.started_at is None or row.started_at > now + CREDIBLE_AHEAD:
+    if row.started_at is None or row.started_at > now + CLOCK_TOLERANCE:
         return False
     return reach.latest_start_at is None or row.started_at > reach.latest_start_at
 
@@ -209,7 +205,7 @@ def _latest_starts(
         if row.steve_id <= highest_id and _needs_latest(row, known.get(row.steve_id), overall)
     ]
     if needed:
-        bound = {"source": source, "ids": needed, "highest": needed[-1]}
+        bound = {"source": source, "ids": needed, "highest": needed[-1], "tolerance": CLOCK_TOLERANCE}
         cursor.execute(_LATEST_BELOW, bound)
         found = dict(cursor.fetchall())
         latest: datetime | None = None
@@ -255,7 +251,7 @@ def _records(rows: Sequence[Transaction], starts: _LatestStarts, now: datetime) 
             as_given(row),
             _later(latest, starts.among_lower(row.steve_id)),
         )
-        if row.started_at is not None and row.started_at <= now + CREDIBLE_AHEAD:
+        if row.started_at is not None and row.started_at <= now + CLOCK_TOLERANCE:
             latest = _later(latest, row.started_at)
 
 
@@ -462,7 +458,7 @@ WHERE s.source_id = %(source)s AND s.steve_id = ANY(%(ids)s::bigint[]) AND s.sup
 # Of the ids between one that comes in and the next lower one, numbered from 0.
 _LATEST_BELOW = """
 SELECT width_bucket(steve_id, %(ids)s::bigint[]), max(started_at) FROM charging_session
-WHERE source_id = %(source)s AND steve_id < %(highest)s AND started_at <= first_seen_at + interval '5 minutes'
+WHERE source_id = %(source)s AND steve_id < %(highest)s AND started_at <= first_seen_at + %(tolerance)s
 GROUP BY 1
 """
 

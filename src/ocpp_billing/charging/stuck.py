@@ -17,14 +17,14 @@ import msgspec
 from django.db import connection
 
 from ocpp_billing import clock
-from ocpp_billing.billing.rules import CLOCK_LAG, CLOCK_TOLERANCE
+from ocpp_billing.charging.clocks import CLOCK_LAG, CLOCK_TOLERANCE
+from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.log import get_logger
 from ocpp_billing.steve.client import MOST_IDS_PER_CALL
 from ocpp_billing.steve.discovery import REST_FACTOR
 from ocpp_billing.steve.errors import BadRequest, NotFound, NotJson, ServerFault
 from ocpp_billing.steve.evidence import Evidence, last_heard_at, last_register
 from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
-from ocpp_billing.sync.database import Fence, fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

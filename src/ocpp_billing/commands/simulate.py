@@ -43,7 +43,7 @@ def add_commands(commands: Commands) -> None:
 
 def demo(_config: Config, args: argparse.Namespace) -> int:
     """Run the whole product on this machine, with recorded sessions of a real StEvE."""
-    from ocpp_billing.embedded.demo_command import run_demo
+    from ocpp_billing.commands.demo import run_demo
 
     return run_demo(
         release=args.release, once=args.once, empty=args.empty, port=args.port, reload=args.reload
@@ -52,7 +52,7 @@ def demo(_config: Config, args: argparse.Namespace) -> int:
 
 def simulate_demo(_config: Config, args: argparse.Namespace) -> int:
     """Serve the demo's StEvE and Lago."""
-    from ocpp_billing.embedded.demo_command import serve_demo_world
+    from ocpp_billing.commands.demo import serve_demo_world
 
     return serve_demo_world(
         release=args.release, host=args.host, steve_port=args.steve_port, lago_port=args.lago_port

@@ -40,7 +40,7 @@ def add_commands(commands: Commands) -> None:
 def stuck(config: Config, args: argparse.Namespace) -> int:
     """List the sessions that will hardly ever stop by themselves."""
     with ledger(config):
-        from ocpp_billing.charging.closing import list_stuck
+        from ocpp_billing.billing.closing import list_stuck
         from ocpp_billing.report import format_stuck
 
         sessions = list_stuck(config)
@@ -56,8 +56,8 @@ def stuck_close(config: Config, args: argparse.Namespace) -> int:
     from ocpp_billing.sync.clients import open_clients
 
     with ledger(config), open_clients(config) as (steve, _):
+        from ocpp_billing.billing.closing import close_in_steve, preview_close
         from ocpp_billing.billing.events import format_kwh
-        from ocpp_billing.charging.closing import close_in_steve, preview_close
         from ocpp_billing.charging.models import ChargingSession
 
         session = ChargingSession.objects.filter(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocpp_billing.billing.rules import Reason
+from ocpp_billing.charging.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from django.db import connection, transaction
 
+from ocpp_billing.database import bulk_cursor
 from ocpp_billing.effects import effect
 from ocpp_billing.lago.contract import PlanCharge, SubscriptionRow
 from ocpp_billing.lago.errors import LagoError
-from ocpp_billing.sync.database import bulk_cursor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

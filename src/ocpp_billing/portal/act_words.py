@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from django.utils.functional import Promise
 
-    from ocpp_billing.charging.closing import ClosePreview
+    from ocpp_billing.billing.closing import ClosePreview
 
 
 @dataclass(frozen=True, slots=True)

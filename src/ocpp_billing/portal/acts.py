@@ -25,19 +25,19 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
 from ocpp_billing.billing.bulk import at_stake_wh
-from ocpp_billing.billing.models import LagoSubscription
-from ocpp_billing.billing.offers import Act, acts_of
-from ocpp_billing.billing.refunds import settle_refund
-from ocpp_billing.charging.closing import (
+from ocpp_billing.billing.closing import (
     ClosingError,
     close_in_steve,
     finding_of,
     known_capabilities,
     preview_close,
 )
+from ocpp_billing.billing.customers import verify_payer
+from ocpp_billing.billing.models import LagoSubscription
+from ocpp_billing.billing.offers import Act, acts_of
+from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.config import ConfigError
-from ocpp_billing.mappings.customers import verify_payer
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import wording
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
     from ocpp_billing.accounts.models import User
-    from ocpp_billing.charging.closing import ClosePreview
+    from ocpp_billing.billing.closing import ClosePreview
     from ocpp_billing.steve.client import SteveClient
 
 # A person waits for the preview.

@@ -22,12 +22,12 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
 from ocpp_billing.billing.bulk import at_stake_wh, order_each
+from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
 from ocpp_billing.billing.undo import revoke
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow
-from ocpp_billing.mappings.customers import verify_payer
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import inbox, wording

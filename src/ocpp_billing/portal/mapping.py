@@ -13,8 +13,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.mappings import store
-from ocpp_billing.mappings.customers import verify_payer
 from ocpp_billing.mappings.listing import MappingFilter, list_mappings, total_sent
 from ocpp_billing.mappings.preview import preview_mapping
 from ocpp_billing.mappings.store import MappingError

@@ -22,12 +22,12 @@ from django.views.decorators.http import require_http_methods
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.control import read_status
+from ocpp_billing.billing.customers import refresh_customers, search_customers, verify_payer
 from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.models import IdTag
 from ocpp_billing.config import parse_instant
 from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.mappings import store
-from ocpp_billing.mappings.customers import refresh_customers, search_customers, verify_payer
 from ocpp_billing.mappings.listing import MappingFilter, list_mappings, total_sent
 from ocpp_billing.mappings.models import LagoCustomer, TagMapping
 from ocpp_billing.mappings.preview import preview_mapping, waiting_for

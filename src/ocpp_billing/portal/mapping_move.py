@@ -15,10 +15,10 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.billing.customers import ask_lago, search_customers
 from ocpp_billing.billing.move import Move, MoveError, carry_out_move, preview_move
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError
-from ocpp_billing.mappings.customers import ask_lago, search_customers
 from ocpp_billing.mappings.listing import sent_sessions, total_sent
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.portal.access import needs, person

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext as _
 
+from ocpp_billing.billing.customers import subscriptions_of, verify_payer
 from ocpp_billing.lago.client import breaks_path
-from ocpp_billing.mappings.customers import subscriptions_of, verify_payer
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 

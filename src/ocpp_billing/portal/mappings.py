@@ -14,9 +14,9 @@ from django.views.decorators.http import require_GET
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.pages import csv_file
+from ocpp_billing.billing.customers import search_customers
 from ocpp_billing.charging.mask import SHOWN
 from ocpp_billing.mappings.csv import mapping_lines
-from ocpp_billing.mappings.customers import search_customers
 from ocpp_billing.mappings.listing import MappingFilter, count_by_standing, list_mappings
 from ocpp_billing.mappings.tags import list_tags, total_waiting
 from ocpp_billing.portal.access import needs, person, seen_tag

@@ -11,9 +11,9 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 
 from ocpp_billing import clock
 from ocpp_billing.charging.models import Source
+from ocpp_billing.database import FenceError
 from ocpp_billing.effects import effect
 from ocpp_billing.log import get_logger
-from ocpp_billing.sync.database import FenceError
 from ocpp_billing.sync.liveness import HEARTBEAT_EVERY
 from ocpp_billing.sync.models import WorkerHeartbeat, WorkerKind
 

@@ -11,9 +11,9 @@ from django.db import connection, transaction
 
 from ocpp_billing import clock
 from ocpp_billing.config import ConfigError
+from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.effects import effect
 from ocpp_billing.log import get_logger
-from ocpp_billing.sync.database import Fence, fenced_transaction
 from ocpp_billing.sync.models import RunStatus, SyncLog, SyncRun
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from django.db import close_old_connections
 from ocpp_billing import clock
 from ocpp_billing.alerts.watchman import Watchman
 from ocpp_billing.config import ConfigError
+from ocpp_billing.database import FenceError, StoppedError
 from ocpp_billing.log import get_logger
 from ocpp_billing.steve.errors import SteveError
 from ocpp_billing.sync.clients import open_clients
-from ocpp_billing.sync.database import FenceError, StoppedError
 from ocpp_billing.sync.heartbeat import DATABASE_GONE, LeadershipLostError, leader_transaction
 from ocpp_billing.sync.journal import RunJournal, begin_run, end_abandoned_runs
 from ocpp_billing.sync.lanes import Dues, take_up

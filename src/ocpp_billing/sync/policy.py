@@ -11,7 +11,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.decide import DecisionPolicy
 from ocpp_billing.billing.rules import Limits
 from ocpp_billing.charging.asking import ask_again
-from ocpp_billing.sync.database import fenced_transaction
+from ocpp_billing.database import fenced_transaction
 from ocpp_billing.sync.reading import store_progress
 
 if TYPE_CHECKING:

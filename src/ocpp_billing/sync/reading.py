@@ -23,19 +23,19 @@ from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import Source
 from ocpp_billing.charging.stuck import StuckSearch
 from ocpp_billing.charging.tags import ingest_tags
+from ocpp_billing.database import fenced_transaction, refresh_statistics
 from ocpp_billing.effects import effect
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
 from ocpp_billing.steve.discovery import REST_FACTOR, AnotherSteveError, Discovery, night_is_due
 from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError, WrongAddress
-from ocpp_billing.sync.database import fenced_transaction, refresh_statistics
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from ocpp_billing.config import Config
+    from ocpp_billing.database import Fence
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.steve.wire import TransactionsAnswer
-    from ocpp_billing.sync.database import Fence
     from ocpp_billing.sync.journal import RunJournal
 
 # What a StEvE can do is found out again with the reading of each night, or when that

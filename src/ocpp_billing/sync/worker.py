@@ -20,9 +20,9 @@ from uuid import uuid4
 from django.db import connection
 
 from ocpp_billing.config import ConfigError
+from ocpp_billing.database import FenceError
 from ocpp_billing.log import get_logger
 from ocpp_billing.sync.clients import open_clients
-from ocpp_billing.sync.database import FenceError
 from ocpp_billing.sync.heartbeat import DATABASE_GONE, Heartbeat, say_good_bye
 from ocpp_billing.sync.journal import RunJournal, end_abandoned_runs
 from ocpp_billing.sync.leader import Leader

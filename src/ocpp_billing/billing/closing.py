@@ -29,13 +29,13 @@ from ocpp_billing.charging.stuck import (
     store_evidence,
     weigh,
 )
+from ocpp_billing.database import fenced_transaction
 from ocpp_billing.mappings.resolve import Inactive, Mapped, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
 from ocpp_billing.steve.capabilities import Capabilities, override
 from ocpp_billing.steve.errors import NotFound, ServerFault, SteveError, Unreachable
 from ocpp_billing.steve.evidence import ManualStop, NextStart, predict_manual_stop
 from ocpp_billing.steve.wire import fingerprint
-from ocpp_billing.sync.database import fenced_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
