@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SECRET_NAME = re.compile(
     r"secret|passw|api[-_]?key|token|authorization|cookie|credential|database_url", re.IGNORECASE
 )
+# Whoever has one of these addresses comes in by it, and Django logs every address that it refuses.
+_SECRET_ADDRESS = re.compile(r"(/invitation/|/password/reset/key/)[^\s\"'?]+", re.IGNORECASE)
 # Control characters, line and paragraph separators, marks that turn the direction of writing, and halves of
 # characters, which no stream takes.
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -53,13 +55,18 @@ def keep_to_one_line(_logger: Any, _method: str, event: MutableMapping[str, Any]
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Replace the value of every field whose name speaks of a secret, however deep it lies."""
+    """Replace the value of every field whose name speaks of a secret, however deep it lies.
+
+    In all others, addresses that let in whoever has them.
+    """
     return {key: _shown(key, value) for key, value in event.items()}
 
 
 def _shown(key: Any, value: Any) -> Any:
     if isinstance(key, str) and _SECRET_NAME.search(key):
         return "[hidden]"
+    if isinstance(value, str):
+        return _SECRET_ADDRESS.sub(r"\1[hidden]", value)
     if isinstance(value, Mapping):
         return {name: _shown(name, inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -13,6 +13,7 @@ from ocpp_billing.accounts import invitations
 from ocpp_billing.accounts.models import AuditEntry, Invitation, Role, User
 from ocpp_billing.accounts.people import PeopleConflictError
 from tests.portal.conftest import PASSWORD, add_person
+from tests.unit.test_log import logged
 
 pytestmark = pytest.mark.django_db
 
@@ -72,6 +73,18 @@ def test_a_mail_server_that_does_not_take_it_is_named_and_the_link_is_shown(admi
     assert "The e-mail was not sent. 127.0.0.1:" in answer
     assert "/invitation/" in answer
     assert Invitation.objects.get().sent_at is None
+
+
+def test_a_link_that_is_good_stands_in_no_log(invited):
+    def refused():
+        assert Client().get(f"{path_of(invited)}/").status_code == 404
+        assert Client(enforce_csrf_checks=True).post(path_of(invited), ACCEPTED).status_code == 403
+
+    told = logged(refused)
+
+    assert told.count("/invitation/[hidden]") == 2
+    assert path_of(invited) not in told
+    assert Client().get(path_of(invited)).status_code == 200
 
 
 def test_accepting_makes_the_account_signs_in_and_is_audited(invited):

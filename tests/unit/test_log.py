@@ -76,6 +76,14 @@ class TestHideSecrets:
     def test_a_whole_structure_under_such_a_name_is_hidden(self):
         assert hide_secrets(None, "info", {"tokens": {"first": "hunter2"}}) == {"tokens": "[hidden]"}
 
+    @pytest.mark.parametrize("address", ["/invitation/", "/accounts/password/reset/key/"])
+    def test_so_is_the_end_of_an_address_that_lets_in_whoever_has_it(self, address):
+        event = {"event": f"Not Found: {address}hunter2:x-y/", "urls": [f"{address}hunter2?next=/ here"]}
+        assert hide_secrets(None, "info", event) == {
+            "event": f"Not Found: {address}[hidden]",
+            "urls": [f"{address}[hidden]?next=/ here"],
+        }
+
     def test_what_was_logged_is_not_changed(self):
         event = {"headers": {"cookie": "hunter2"}}
         hide_secrets(None, "info", event)
