@@ -9,6 +9,8 @@ import pytest
 
 from ocpp_billing.commands.ground import note, out, out_json
 from ocpp_billing.log import get_logger, printable
+from tests.engine.processes import test_database_url
+from tests.security.visitor import Visitor, web_process
 from tests.unit.test_log import logged
 
 NASTY = [
@@ -72,6 +74,20 @@ def test_commands_steer_no_terminal(nasty, capsys):
     for text in (answer, beside):
         assert all(character.isprintable() or character == "\n" for character in text), repr(text)
     assert json.loads(answer.splitlines()[-1]) == {"tag": nasty}
+
+
+def test_each_of_several_web_processes_writes_such_lines(world, tmp_path):
+    settings = world.environment() | {"DATABASE_URL": test_database_url(), "LOG_FORMAT": "json"}
+    with web_process(settings, tmp_path / "web", "--processes", "2") as (site, web):
+        assert Visitor().ask(f"{site}/nowhere%0Afaked")[0] == 404
+        assert Visitor().ask(f"{site}/invitation/still-good/")[0] == 404
+        web.says("[hidden]")
+        refused = [line for line in map(json.loads, web.said().splitlines()) if "Not Found" in line["event"]]
+
+    assert [line["event"] for line in refused] == [
+        "Not Found: /nowhere\\nfaked",
+        "Not Found: /invitation/[hidden]",
+    ]
 
 
 def test_what_people_write_stays_as_it_is():

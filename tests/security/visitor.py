@@ -89,13 +89,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def web_process(
-    settings: Mapping[str, str], log: Path, port: int | None = None
-) -> Iterator[tuple[str, Running]]:
+def web_process(settings: Mapping[str, str], log: Path, *options: str) -> Iterator[tuple[str, Running]]:
     """``ocpp-billing web`` that answers: its address and the process."""
-    port = port or free_port()
+    port = free_port()
     site = f"http://localhost:{port}"
-    with running("web", "--port", str(port), settings=settings, log=log) as web:
+    with running("web", "--port", str(port), *options, settings=settings, log=log) as web:
         eventually(lambda: _lives(site) or web.process.poll() is not None, web.said)
         assert web.process.poll() is None, web.said()
         yield site, web
