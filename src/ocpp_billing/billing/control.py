@@ -201,15 +201,19 @@ def pause_for_refused_key(config: Config, said: str) -> None:
     pause(config, by=BY_ITSELF, reason=reason)
 
 
-def resume_after_refused_key(config: Config) -> None:
+def resume_after_refused_key(config: Config, status: DeliveryStatus) -> DeliveryStatus:
     """The key is valid (again): if nothing else stopped delivery, it goes on."""
-    status = read_status(config)
     if status.paused_by == BY_ITSELF and (status.pause_reason or "").startswith(KEY_REFUSED):
         resume(config, by=BY_ITSELF)
+        return read_status(config)
+    return status
 
 
-def pin_organization(config: Config, organization: Organization) -> None:
+def pin_organization(config: Config, organization: Organization) -> DeliveryStatus:
     """Remember Lago's organisation at first use; pause when the key belongs to another one later.
+
+    Returns:
+        Whether usage events are sent, as it was read.
 
     Raises:
         ControlError: when it is another organisation than the one pinned.
@@ -220,7 +224,6 @@ def pin_organization(config: Config, organization: Organization) -> None:
             control.lago_organization_id = organization.lago_id
             control.lago_organization_name = organization.name
             control.save(update_fields=["lago_organization_id", "lago_organization_name"])
-            return
     if control.lago_organization_id != organization.lago_id:
         reason = (
             f"LAGO_API_KEY belongs to the organisation {organization.name or organization.lago_id}, but this "
@@ -229,12 +232,16 @@ def pin_organization(config: Config, organization: Organization) -> None:
         )
         pause(config, by=BY_ITSELF, reason=reason)
         raise ControlError(reason)
+    return status_of(config, control)
 
 
 def _locked(source: str) -> DeliveryControl:
+    locked = DeliveryControl.objects.select_for_update().filter(source_id=source)
+    if (control := locked.first()) is not None:
+        return control
     Source.objects.get_or_create(name=source)
     DeliveryControl.objects.get_or_create(source_id=source)
-    return DeliveryControl.objects.select_for_update().get(source_id=source)
+    return locked.get()
 
 
 def _set_live_from(control: DeliveryControl, live_from: datetime, by: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 from django.db import connection
@@ -35,7 +35,7 @@ from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, Unm
 from ocpp_billing.mappings.store import load_family
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from ocpp_billing.billing.rules import Limits
@@ -53,7 +53,12 @@ NO_LIMIT_WH = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class DecisionPolicy:
-    """What decisions depend on besides the session: settings and the go-live instant."""
+    """What decisions depend on besides the session: settings and the go-live instant.
+
+    Attributes:
+        go_live_at: sessions that stopped before are excluded; None = shadow mode, nothing is.
+        go_live_is_given: ``BILLING_START`` says so, and not a person who may go live at any moment.
+    """
 
     source: str
     metric_code: str
@@ -62,6 +67,7 @@ class DecisionPolicy:
     max_auto_correction_wh: int
     send_id_tag: bool
     go_live_at: datetime | None
+    go_live_is_given: bool = False
 
 
 @dataclass(slots=True)
@@ -149,20 +155,30 @@ class _Judged:
     event: UsageEvent | None = None
 
 
-def decide_sessions(policy: DecisionPolicy, directory: LagoDirectory, fence: Fence | None) -> DecideCounts:
+def decide_sessions(
+    read_policy: Callable[[], DecisionPolicy], directory: LagoDirectory, fence: Fence | None
+) -> DecideCounts:
     """Decide every session of the source that asks for it.
+
+    Args:
+        read_policy: what decisions depend on; asked again when somebody went live in the meantime.
+        directory: what Lago bills.
+        fence: the run; None = nobody else decides.
 
     Raises:
         LagoError: when Lago has to be asked and cannot be; what was decided before stays decided.
         FenceError: when another worker has taken over.
     """
     counts = DecideCounts()
+    policy = read_policy()
     after = -1
     grown = 0
     while sessions := _read_sessions(policy, after):
-        after = sessions[-1].session_id
         judged = _judge_all(sessions, policy, directory)
-        _write(judged, policy, counts, fence)
+        if not _write(judged, policy, counts, fence):
+            policy = read_policy()
+            continue
+        after = sessions[-1].session_id
         if counts.decided >= 2 * grown + GROWN_MUCH:
             refresh_statistics("usage_event", "decision")
             grown = counts.decided
@@ -522,9 +538,16 @@ FROM ruling WHERE session_id = ANY(%(ids)s::bigint[]) AND revoked_at IS NULL ORD
 
 def _write(
     judged: Sequence[_Judged], policy: DecisionPolicy, counts: DecideCounts, fence: Fence | None
-) -> None:
-    """Write a chunk of decisions and their usage events, all or none."""
+) -> bool:
+    """Write a chunk of decisions and their usage events, all or none.
+
+    Returns:
+        False, and nothing is written, when somebody went live since the policy was read. Whoever does that
+        afterwards waits for this transaction, and finds its sessions to ask again.
+    """
     with fenced_transaction("decide", fence) as cursor:
+        if not policy.go_live_is_given and _locked_go_live(cursor, policy.source) != policy.go_live_at:
+            return False
         cursor.execute(_CREATE_JUDGED)
         with cursor.copy("COPY judged FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types(_JUDGED_TYPES)
@@ -541,6 +564,20 @@ def _write(
             counts.decided += number
             counts.held += number if outcome == "hold" else 0
             counts.excluded += number if outcome == "exclude" else 0
+    return True
+
+
+def _locked_go_live(cursor: Any, source: str) -> datetime | None:
+    """From when on sessions are billed; it stays so until the transaction ends."""
+    live_from = "SELECT live_from FROM delivery_control WHERE source_id = %s FOR SHARE"
+    cursor.execute(live_from, [source])
+    if (found := cursor.fetchone()) is None:
+        cursor.execute(
+            "INSERT INTO delivery_control (source_id) VALUES (%s) ON CONFLICT DO NOTHING", [source]
+        )
+        cursor.execute(live_from, [source])
+        found = cursor.fetchone()
+    return cast("datetime | None", found[0])
 
 
 def _record(item: _Judged) -> tuple[Any, ...]:

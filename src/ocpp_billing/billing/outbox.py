@@ -357,6 +357,10 @@ EXISTS (
 # the whole queue for each batch.
 # ARRAY(...) is found once. In a join PostgreSQL may find the next portion anew for each event, if it takes
 # the table for nearly empty, and claim more than one batch may hold.
+#
+# What was ordered since the decision is asked anew here, because a run goes on while people act: nothing is
+# claimed while delivery is paused, and an event that Lago never saw waits while its session asks for another
+# decision (it was excluded, mapped otherwise, or stopped before the instant of going live).
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
     first_attempt_at = coalesce(first_attempt_at, %(now)s), missing_since = NULL
@@ -364,6 +368,10 @@ WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_DUE} AND (
         SELECT {_OPEN} AND {_FRESH} FROM lago_subscription at WHERE at.lago_id = e.lago_subscription_id
+    )
+    AND (e.attempts > 0 OR NOT (SELECT s.needs_decision FROM charging_session s WHERE s.id = e.session_id))
+    AND NOT EXISTS (
+        SELECT 1 FROM delivery_control c WHERE c.source_id = %(source)s AND c.paused_at IS NOT NULL
     )
     ORDER BY e.next_attempt_at, e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
 ))

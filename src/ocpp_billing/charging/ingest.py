@@ -124,9 +124,13 @@ class _Reach(NamedTuple):
 
 def _lock_source(cursor: Any, source: str) -> _Reach:
     """One ingest at a time per source: the running maximum of starts must not be read half-written."""
-    cursor.execute("INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [source])
-    cursor.execute("SELECT highest_id, latest_start_at FROM source WHERE name = %s FOR UPDATE", [source])
-    return _Reach(*cursor.fetchone())
+    reach = "SELECT highest_id, latest_start_at FROM source WHERE name = %s FOR UPDATE"
+    cursor.execute(reach, [source])
+    if (known := cursor.fetchone()) is None:
+        cursor.execute("INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [source])
+        cursor.execute(reach, [source])
+        known = cursor.fetchone()
+    return _Reach(*known)
 
 
 def _reaches_further(row: Transaction, reach: _Reach, now: datetime) -> bool:

@@ -21,20 +21,30 @@ if TYPE_CHECKING:
 
 def policy_of(config: Config) -> DecisionPolicy:
     """What decisions depend on, from the settings and the go-live instant."""
+    status = control.read_status(config)
     return DecisionPolicy(
         source=config.steve_source,
         metric_code=config.lago_metric_code,
-        limits=Limits(
-            max_session_kwh=config.max_session_kwh,
-            max_power_kw=config.max_power_kw,
-            max_session_hours=config.max_session_hours,
-            min_session_kwh=config.min_session_kwh,
-        ),
+        limits=_limits(config),
         late_policy=config.late_policy,
-        max_auto_correction_wh=int(config.max_auto_correction_kwh * 1000),
+        max_auto_correction_wh=_max_auto_correction_wh(config),
         send_id_tag=config.lago_send_id_tag,
-        go_live_at=control.read_status(config).live_from,
+        go_live_at=status.live_from,
+        go_live_is_given=status.from_environment,
     )
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        max_session_kwh=config.max_session_kwh,
+        max_power_kw=config.max_power_kw,
+        max_session_hours=config.max_session_hours,
+        min_session_kwh=config.min_session_kwh,
+    )
+
+
+def _max_auto_correction_wh(config: Config) -> int:
+    return int(config.max_auto_correction_kwh * 1000)
 
 
 def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> None:
@@ -43,9 +53,10 @@ def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> N
     What waits for Lago: in every run. Everything held: once a night. What a threshold held or excluded:
     when the settings have changed. Mappings, rulings and evidence ask by themselves when they change.
     """
-    policy = policy_of(config)
     today = clock.now().astimezone(config.timezone).date().isoformat()
-    settings = repr((policy.limits, policy.late_policy, policy.max_auto_correction_wh, policy.metric_code))
+    settings = repr(
+        (_limits(config), config.late_policy, _max_auto_correction_wh(config), config.lago_metric_code)
+    )
     with fenced_transaction("ask again", journal.fence) as cursor:
         cursor.execute("SELECT progress FROM source WHERE name = %s FOR UPDATE", [config.steve_source])
         row = cursor.fetchone()

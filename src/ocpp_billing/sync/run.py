@@ -70,7 +70,7 @@ def decide(config: Config, directory: LagoDirectory, journal: RunJournal, *, ask
     with journal.step("decide", LagoError) as counted:
         if ask_again:
             ask_again_where_causes_may_be_gone(config, journal)
-        counts = decide_sessions(policy_of(config), directory, journal.fence)
+        counts = decide_sessions(lambda: policy_of(config), directory, journal.fence)
         counted |= {"held": counts.held, "excluded": counts.excluded, "queued": counts.queued}
         if counts.decided:
             journal.say(
@@ -86,8 +86,7 @@ def decide(config: Config, directory: LagoDirectory, journal: RunJournal, *, ask
 def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal: RunJournal) -> None:
     """Send what is queued, if billing is live and Lago is who it was."""
     with journal.step("deliver", LagoError, control.ControlError) as counted:
-        _check_counterpart(config, lago)
-        if control.read_status(config).mode != "live":
+        if _check_counterpart(config, lago).mode != "live":
             return
         pause_where_history_is_unknown(config, lago)
         courier = Courier(
@@ -121,8 +120,11 @@ def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             journal.left(f"{left} usage events wait for another attempt")
 
 
-def _check_counterpart(config: Config, lago: LagoClient) -> None:
+def _check_counterpart(config: Config, lago: LagoClient) -> control.DeliveryStatus:
     """Make sure that the key is valid and belongs to the organisation that this ledger bills into.
+
+    Returns:
+        Whether usage events are sent to it.
 
     Raises:
         ControlError: when it is another organisation's; delivery is paused then.
@@ -133,8 +135,8 @@ def _check_counterpart(config: Config, lago: LagoClient) -> None:
     except (Unauthorised, Forbidden) as error:
         control.pause_for_refused_key(config, str(error))
         raise
-    control.resume_after_refused_key(config)
-    control.pin_organization(config, organization)
+    status = control.pin_organization(config, organization)
+    return control.resume_after_refused_key(config, status)
 
 
 # -- 5: confirm ----------------------------------------------------------------------------------------
