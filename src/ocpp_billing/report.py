@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ocpp_billing.billing.balance import Amount, name_of
 from ocpp_billing.charging.models import SessionState
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.sync.journal import COUNTS
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ def format_run(run: SyncRun) -> str:
 def format_balance(balance: Balance) -> str:
     """The balance as a table of states x sessions x kWh, the reasons below their states."""
     rows = [("state", "sessions", "kWh")]
-    rows += [(state, f"{a.sessions:,}", _kwh(a.energy_wh)) for state, a in balance.states.items()]
-    total = ("read from StEvE", f"{balance.read.sessions:,}", _kwh(balance.read.energy_wh))
-    reasons = [(f"  {reason}", f"{a.sessions:,}", _kwh(a.energy_wh)) for reason, a in balance.reasons.items()]
+    rows += [(state, f"{a.sessions:,}", say_kwh(a.energy_wh)) for state, a in balance.states.items()]
+    total = ("read from StEvE", f"{balance.read.sessions:,}", say_kwh(balance.read.energy_wh))
+    reasons = [
+        (f"  {reason}", f"{a.sessions:,}", say_kwh(a.energy_wh)) for reason, a in balance.reasons.items()
+    ]
     width = max(len(row[0]) for row in [*rows, total, *reasons])
     amount_width = max(len(row[2]) for row in [*rows, total, *reasons])
 
@@ -71,13 +74,13 @@ def format_balance(balance: Balance) -> str:
         lines += ["", "reasons", *map(line, reasons)]
     if balance.negative.sessions:
         negative = (
-            f"{balance.negative.sessions} with negative energy ({_kwh(balance.negative.energy_wh)} kWh)"
+            f"{balance.negative.sessions} with negative energy ({say_kwh(balance.negative.energy_wh)} kWh)"
         )
         lines += ["", f"{negative} count 0 kWh"]
     lines.append("")
     lines.append(
         f"malformed {balance.malformed}; unexplained {balance.unexplained.sessions} sessions, "
-        f"{_kwh(balance.unexplained.energy_wh)} kWh"
+        f"{say_kwh(balance.unexplained.energy_wh)} kWh"
     )
     return "\n".join(lines)
 
@@ -97,7 +100,7 @@ def format_breakdown(rows: Sequence[BreakdownRow], dimension: Dimension) -> str:
     states = [state.value for state in SessionState if any(state.value in row.states for row in rows)]
 
     def cells(name: str, sessions: int, energy_wh: int, by_state: Sequence[int]) -> list[str]:
-        return [name, f"{sessions:,}", _kwh(energy_wh), *map(_kwh, by_state)]
+        return [name, f"{sessions:,}", say_kwh(energy_wh), *map(say_kwh, by_state)]
 
     nothing = Amount()
     table = [[dimension, "sessions", "kWh", *states]]
@@ -152,7 +155,7 @@ def _evidence_in_words(session: StuckSession) -> str:
     if finding is None or finding.stop_wh is None or session.energy_wh is None:
         return "energy unknown"
     source = "last meter value" if finding.source == "meter_value" else "next start on the connector"
-    return f"{_kwh(session.energy_wh)} kWh by the {source} ({finding.stop_wh} Wh)"
+    return f"{say_kwh(session.energy_wh)} kWh by the {source} ({say_kwh(finding.stop_wh)} kWh)"
 
 
 def format_reconciliation(found: Reconciliation) -> str:
@@ -170,11 +173,11 @@ def format_reconciliation(found: Reconciliation) -> str:
             [
                 line.subscription or "(nobody)",
                 f"{line.steve.sessions:,}",
-                _kwh(line.steve.energy_wh),
+                say_kwh(line.steve.energy_wh),
                 states or "nothing",
-                _kwh(ledger_wh),
+                say_kwh(ledger_wh),
                 f"{line.lago.sessions:,}",
-                _kwh(line.lago.energy_wh),
+                say_kwh(line.lago.energy_wh),
                 ", ".join(counts),
             ]
         )
@@ -196,9 +199,3 @@ def format_reconciliation(found: Reconciliation) -> str:
         lines.append(f"{difference.between}: {difference.what}{whose}: {difference.says}")
         lines.append(f"    {difference.do}")
     return "\n".join(lines)
-
-
-def _kwh(energy_wh: int) -> str:
-    sign = "-" if energy_wh < 0 else ""
-    kwh, wh = divmod(abs(energy_wh), 1000)
-    return f"{sign}{kwh:,}.{wh:03d}"

@@ -131,7 +131,7 @@ class TestConditions:
         proof.save()
         (condition,) = conditions(live.config(), live.clock.now())
         assert condition.code == "balance_unexplained"
-        assert "-7 Wh" in condition.says
+        assert "-0.007 kWh" in condition.says
 
     def test_an_error_of_the_program_itself_is_told(self, live):
         run = live.sync()

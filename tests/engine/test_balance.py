@@ -784,7 +784,7 @@ def test_a_run_says_that_everything_is_accounted_for(journal):
     add_session()
     account(settings.CONFIG, journal)
     (said,) = journal.run.log.all()
-    assert (said.level, said.message) == ("info", "10000 Wh read, every one accounted for")
+    assert (said.level, said.message) == ("info", "10.000 kWh read, every watt-hour accounted for")
     assert journal.finish("live").status == "completed"
 
 
@@ -794,7 +794,7 @@ def test_a_run_that_finds_energy_unexplained_is_partial_and_says_what_to_do(jour
     account(settings.CONFIG, journal)
     run = journal.finish("live")
     assert run.status == "partial"
-    assert "1 sessions and 10000 Wh are unexplained" in run.errors[0]["error"]
+    assert "1 sessions and 10.000 kWh are unexplained" in run.errors[0]["error"]
     assert "ocpp-billing pause" in run.errors[0]["error"]
 
 

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from ocpp_billing.energy import say_kwh
 from tests.engine.processes import eventually, run_command, running
 
 # release: (Wh billed, sessions and kWh by state)
@@ -78,7 +79,7 @@ def test_the_demo_bills_the_recorded_sessions_and_shows_it(data, release):
     assert {state: table[state] for state in lines} == lines
     assert int(table["open"].split()[0]) + int(table["stuck"].split()[0]) == waiting
     assert "malformed 0; unexplained 0 sessions, 0.000 kWh" in done.stdout
-    assert f"Lago's own ledger counts {billed_wh} Wh." in done.stdout
+    assert f"Lago's own ledger counts {say_kwh(billed_wh)} kWh." in done.stdout
     assert processes_naming(str(data)) == []
 
 
@@ -93,7 +94,7 @@ def test_a_second_demo_begins_anew_and_never_meets_the_systems_that_the_environm
     for environment in ({}, real):
         done = run_command("demo", "--once", settings=settings(data) | environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "Lago's own ledger counts 118945 Wh." in done.stdout
+        assert "Lago's own ledger counts 118.945 kWh." in done.stdout
 
 
 def test_the_demo_serves_the_portal_until_ctrl_c_and_leaves_no_process(data, port, tmp_path):

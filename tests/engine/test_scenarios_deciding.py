@@ -471,7 +471,7 @@ def test_row_32_a_session_closed_by_hand_without_meter_values_is_held_never_excl
     live.sync()
     live.sync()
     assert live.state_of(session) == ("held", "manual_stop_without_evidence")
-    assert "4000 Wh" in live.words_about(session)
+    assert "4.000 kWh" in live.words_about(session)
     review.enter_reading(
         session_of(session).pk, stop_wh=4_000, stopped_at=live.at(2 * HOUR), note="read off", by="test"
     )

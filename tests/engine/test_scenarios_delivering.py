@@ -456,7 +456,7 @@ def test_row_35_a_correction_that_would_make_the_total_negative_is_held_with_its
     live.sync()
     assert live.state_of(session) == ("held", "refund_by_credit_note")
     assert session_of(session).rest_wh == -2_000
-    assert "-2000 Wh" in live.words_about(session)
+    assert "-2.000 kWh" in live.words_about(session)
     assert live.lago_wh_by_session() == {session: 5_000}
     live.assert_conserved()
 

@@ -490,7 +490,7 @@ def test_a_session_without_meter_values_that_is_closed_by_hand_is_held_and_never
     live.sync()
     assert evidence(session) == ("next_start", 4_000)
     assert live.state_of(session) == ("held", "manual_stop_without_evidence")
-    assert "4000 Wh" in live.words_about(session)
+    assert "4.000 kWh" in live.words_about(session)
     assert live.state_of(later) == ("confirmed", None)
     live.assert_conserved()
 
@@ -502,7 +502,7 @@ def test_a_manual_stop_that_contradicts_the_evidence_is_held(live):
     live.show_as(session, stopValue="7000", stopTimestamp="2026-03-17T11:00:00.000Z", stopEventActor="manual")
     live.sync()
     assert live.state_of(session) == ("held", "manual_stop_without_evidence")
-    assert live.words_about(session) == "closed by hand at 7000 Wh, but the evidence says 9000 Wh"
+    assert live.words_about(session) == "closed by hand at 7.000 kWh, but the evidence says 9.000 kWh"
     assert live.posts() == []
 
 
@@ -528,7 +528,7 @@ def test_values_that_were_read_the_moment_the_stop_turned_up_are_read_once_more(
     send_values(live, session, (2 * HOUR, 4_000))
     live.sync()
     assert evidence(session) == ("meter_value", 4_000)
-    assert "4000 Wh" in live.words_about(session)
+    assert "4.000 kWh" in live.words_about(session)
     live.steve.requests.clear()
     live.sync()
     assert details_read(live) == []
@@ -663,7 +663,7 @@ def test_where_two_releases_would_write_different_stops_both_are_said(live, stev
     live.sync()
     preview = preview_close(live.config(), steve, row(died))
     assert (preview.stop_wh, preview.or_stop_wh) == (9_000, 1_200)
-    assert "older than 3.14, it would write 1200 Wh" in preview.says
+    assert "older than 3.14, it would write 1.200 kWh" in preview.says
     known = preview_close(live.config(steve_release=release), steve, row(died))
     assert (known.stop_wh, known.or_stop_wh) == ((1_200, None) if release == "3.13" else (9_000, None))
     live.steve.manual_stop(died)
@@ -701,7 +701,7 @@ def test_it_is_refused_when_closing_would_give_something_else_by_now(live, steve
     live.sync()
     session = row(died)
     send_values(live, died, (HOUR, 9_000))
-    with pytest.raises(ClosingError, match="would now give 9000 Wh and not 4000 Wh"):
+    with pytest.raises(ClosingError, match=r"would now give 9\.000 kWh and not 4\.000 kWh"):
         close(live, steve, session, 4_000)
     assert patches(live) == acts() == []
 
@@ -712,7 +712,7 @@ def test_it_is_refused_when_the_station_was_quicker_and_that_stop_is_recorded(li
     live.sync()
     session = row(died)
     live.stop(died, at=HOUR, meter_wh=9_000)
-    with pytest.raises(ClosingError, match="its station has sent the stop, at 9000 Wh"):
+    with pytest.raises(ClosingError, match=r"its station has sent the stop, at 9\.000 kWh"):
         close(live, steve, session, 4_000)
     assert patches(live) == []
     assert row(died).stop_wh == 9_000
@@ -896,7 +896,7 @@ def test_the_list_says_what_each_stuck_session_is_worth_and_what_can_be_done(liv
     assert second["can"] == ["reading", "exclude"]
     text = here("stuck")[1]
     assert f"{died}  CP-1 connector 1, tag …LICE, customer alice, stuck since" in text
-    assert "8.000 kWh by the last meter value (9000 Wh)" in text
+    assert "8.000 kWh by the last meter value (9.000 kWh)" in text
     assert "energy unknown" in text
     assert "TAG-ALICE" not in printed + text
 
@@ -908,13 +908,13 @@ def test_a_session_is_closed_from_the_command_line_after_the_preview(live, here)
     code, printed, errors = here("stuck", "close", str(died))
     assert (code, errors) == (1, "There is no terminal to ask on: repeat with --yes.\n")
     assert printed == (
-        f"StEvE would end session {died} at 9000 Wh, 2026-03-17 11:00:00 UTC (its last meter value): "
-        "8.000 kWh. The evidence agrees: 9000 Wh (its last meter value).\n"
+        f"StEvE would end session {died} at 9.000 kWh, 2026-03-17 11:00:00 UTC (its last meter value): "
+        "8.000 kWh. The evidence agrees: 9.000 kWh (its last meter value).\n"
     )
     assert patches(live) == []
     code, printed, errors = here("stuck", "close", str(died), "--yes")
     assert (code, errors) == (0, "")
-    assert f"Session {died} is closed at 9000 Wh: 8.000 kWh." in printed
+    assert f"Session {died} is closed at 9.000 kWh: 8.000 kWh." in printed
     assert AuditEntry.objects.get(action="session.closed").actor.startswith("command line (")
     live.sync()
     assert live.billed_wh(died) == 8_000

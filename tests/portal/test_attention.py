@@ -179,10 +179,10 @@ def test_the_menu_counts_what_waits(operator, now):
 def test_the_sessions_of_a_cause_go_by_pages(operator, now, monkeypatch):
     monkeypatch.setattr("ocpp_billing.portal.attention.ROWS", 2)
     for _ in range(3):
-        held(now, "implausible", says="600000 Wh is more than 500 kWh")
+        held(now, "implausible", says="600.000 kWh is more than 500 kWh")
     first = operator.get("/attention/held/implausible")
     assert first.content.decode().count('name="id"') == 2
-    assert "600000 Wh is more than 500 kWh" in text_of(first)
+    assert "600.000 kWh is more than 500 kWh" in text_of(first)
     assert "All 3:" in text_of(first)
     following = first.context["page"].next
     second = operator.get(f"/attention/held/implausible?cursor={following}")
@@ -315,7 +315,7 @@ def test_refunds_of_one_credit_note_are_settled_together(operator, now):
             rest_state="held", rest_reason="refund_by_credit_note", rest_wh=-2_000,
         )  # fmt: skip
         session.refresh_from_db()
-        decide(session, now, "-2000 Wh differ")
+        decide(session, now, "-2.000 kWh differ")
     page, form = preview(operator, "act=credit&state=held&reason=refund_by_credit_note&customer=customer")
     assert "4.000 kWh of 2 sessions were credited in Lago by a credit note" in page
     operator.post("/attention/act", form | {"credit_note": "CN-7", "note": ""})

@@ -73,7 +73,7 @@ def shown(signed_in):
 class TestOneSession:
     def test_a_held_one_says_why_by_which_number_and_what_to_do(self, shown, now):
         session = ledger.add_session(now, energy_wh=600_000, state="held", reason="implausible")
-        ledger.add_decision(session, now, "hold", "implausible", says="600000 Wh is more than 500 kWh")
+        ledger.add_decision(session, now, "hold", "implausible", says="600.000 kWh is more than 500 kWh")
         text = shown(session)
         assert "Implausible: More energy, power or time than a real session can have." in text
         assert "Decided: hold it" in text

@@ -19,10 +19,10 @@ from ocpp_billing.billing.events import (
     Settlement,
     build_event,
     build_transaction_id,
-    format_kwh,
     settle,
 )
 from ocpp_billing.charging.reasons import Reason
+from ocpp_billing.energy import format_kwh, say_kwh
 from ocpp_billing.lago.wire import problems
 
 energies = st.one_of(st.integers(-2_000, 2_000), st.integers(-(2**63), 2**63 - 1))
@@ -58,6 +58,10 @@ class TestFormatKwh:
     @given(energies)
     def test_it_is_what_decimal_writes_in_plain_form(self, energy_wh):
         assert format_kwh(energy_wh) == format(Decimal(energy_wh).scaleb(-3), "f")
+
+    @given(energies)
+    def test_people_read_the_same_with_separators(self, energy_wh):
+        assert say_kwh(energy_wh) == format(Decimal(energy_wh).scaleb(-3), ",f")
 
 
 sources = st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True)

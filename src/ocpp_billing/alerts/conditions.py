@@ -15,6 +15,7 @@ from django.db.models import F
 
 from ocpp_billing.billing.control import BY_ITSELF
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.sync.models import LANES
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ def judge_balance(proof: BalanceProof | None) -> Condition | None:
         return None
     return Condition(
         "balance_unexplained",
-        f"{unexplained['sessions']} sessions and {unexplained['energy_wh']} Wh are unexplained in the "
-        f"recount of {proof.proved_at:%Y-%m-%d %H:%M} UTC.",
+        f"{unexplained['sessions']} sessions and {say_kwh(unexplained['energy_wh'])} kWh are unexplained in "
+        f"the recount of {proof.proved_at:%Y-%m-%d %H:%M} UTC.",
         "Pause delivery (ocpp-billing pause) and report it with the output of: ocpp-billing balance --json.",
     )
 
@@ -187,7 +188,7 @@ def _contract(source: str) -> Condition | None:
         return None
     return Condition(
         CONTRACT_BROKEN,
-        f"{sessions} sessions with {energy_wh / 1000:,.3f} kWh are held because Lago does not charge the "
+        f"{sessions} sessions with {say_kwh(energy_wh)} kWh are held because Lago does not charge the "
         "metric for them.",
         "Put the metric, its field or the plan's charge back in Lago: ocpp-billing doctor says which. They "
         "are decided anew by themselves.",
@@ -201,7 +202,7 @@ def _waiting(source: str, before: datetime, days: int) -> Condition | None:
         return None
     return Condition(
         "sessions_waiting",
-        f"{sessions} sessions with {energy_wh / 1000:,.3f} kWh are held or stuck for more than {days} days.",
+        f"{sessions} sessions with {say_kwh(energy_wh)} kWh are held or stuck for more than {days} days.",
         "Resolve them in the portal, the ones with the most energy first.",
         sessions,
     )
@@ -213,7 +214,7 @@ def _rejected(source: str) -> Condition | None:
         return None
     return Condition(
         "events_rejected",
-        f"Lago rejected usage events of {sessions} sessions with {energy_wh / 1000:,.3f} kWh.",
+        f"Lago rejected usage events of {sessions} sessions with {say_kwh(energy_wh)} kWh.",
         "Read Lago's words at the session in the portal, mend the cause, and retry them there.",
         sessions,
     )

@@ -15,7 +15,6 @@ from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
-from ocpp_billing.billing.events import format_kwh
 from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.rules import EVIDENCE_TOLERANCE_WH
 from ocpp_billing.charging.ingest import ingest_transactions
@@ -30,6 +29,7 @@ from ocpp_billing.charging.stuck import (
     weigh,
 )
 from ocpp_billing.database import fenced_transaction
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.mappings.resolve import Inactive, Mapped, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
 from ocpp_billing.steve.capabilities import Capabilities, override
@@ -336,17 +336,19 @@ def _preview(session: ChargingSession, finding: Finding, predictions: Sequence[M
         evidence_wh is not None and energy_wh > 0 and abs(evidence_wh - stop.stop_wh) <= EVIDENCE_TOLERANCE_WH
     )
     at = f"{stop.stopped_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    where = f"{stop.stop_wh} Wh, {at} ({TAKEN_FROM[stop.source]})"
-    says = [f"StEvE would end session {session.steve_id} at {where}: {format_kwh(energy_wh)} kWh."]
+    where = f"{say_kwh(stop.stop_wh)} kWh, {at} ({TAKEN_FROM[stop.source]})"
+    says = [f"StEvE would end session {session.steve_id} at {where}: {say_kwh(energy_wh)} kWh."]
     if other.stop_wh != stop.stop_wh:
-        says.append(f"If it is older than 3.14, it would write {other.stop_wh} Wh instead.")
-    evidence = f"{evidence_wh} Wh ({TAKEN_FROM[finding.source]})"
+        says.append(f"If it is older than 3.14, it would write {say_kwh(other.stop_wh)} kWh instead.")
     if evidence_wh is None:
         says.append("Nothing shows what was delivered, so the session would be held.")
-    elif agrees:
-        says.append(f"The evidence agrees: {evidence}.")
     else:
-        says.append(f"The evidence says {evidence}, so the session would be held.")
+        evidence = f"{say_kwh(evidence_wh)} kWh ({TAKEN_FROM[finding.source]})"
+        says.append(
+            f"The evidence agrees: {evidence}."
+            if agrees
+            else f"The evidence says {evidence}, so the session would be held."
+        )
     return ClosePreview(
         steve_id=session.steve_id,
         stop_wh=stop.stop_wh,
@@ -426,8 +428,8 @@ def close_in_steve(
         )
     if preview.stop_wh != expected_stop_wh:
         raise ClosingError(
-            f"Session {session.steve_id} has changed meanwhile: closing would now give {preview.stop_wh} Wh "
-            f"and not {expected_stop_wh} Wh. Look at it again."
+            f"Session {session.steve_id} has changed meanwhile: closing would now give "
+            f"{say_kwh(preview.stop_wh)} kWh and not {say_kwh(expected_stop_wh)} kWh. Look at it again."
         )
     _write_down("session.close", current, preview, by, user)
     lost = _tell_steve(steve, current)
@@ -506,7 +508,8 @@ def _already_stopped(session: ChargingSession, row: Transaction, expected_stop_w
         return closed
     whom = "an operator has closed it" if row.stop_actor == "manual" else "its station has sent the stop"
     raise ClosingError(
-        f"Session {session.steve_id} has stopped meanwhile: {whom}, at {closed.stop_wh} Wh. That counts."
+        f"Session {session.steve_id} has stopped meanwhile: {whom}, at "
+        f"{say_kwh(closed.stop_wh)} kWh. That counts."
     )
 
 

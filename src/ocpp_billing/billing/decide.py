@@ -30,6 +30,7 @@ from ocpp_billing.charging.clocks import CLOCK_TOLERANCE
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.clock import now as clock_now
 from ocpp_billing.database import Fence, bulk_cursor, fenced_transaction, refresh_statistics
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.contract import Chosen, NotBilled, choose_subscription
 from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
@@ -291,7 +292,7 @@ def _settle(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> 
     )
     if item.settlement.rest_state == "held" and item.reason != item.settlement.rest_reason:
         item.outcome, item.reason = "hold", item.settlement.rest_reason
-        item.says = f"{item.settlement.rest_wh} Wh differ from what was sent to Lago" + (
+        item.says = f"{say_kwh(item.settlement.rest_wh)} kWh differ from what was sent to Lago" + (
             f"; {item.says}" if item.says else ""
         )
     if item.settlement.bill_wh is None:

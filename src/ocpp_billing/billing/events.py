@@ -7,22 +7,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from ocpp_billing.charging.reasons import Reason
+from ocpp_billing.energy import format_kwh
 from ocpp_billing.lago.wire import UsageEvent, timestamp_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
-
-
-def format_kwh(energy_wh: int) -> str:
-    """Integer Wh as a plain decimal text in kWh, exact: 12345 -> "12.345", -500 -> "-0.500".
-
-    Lago's PostgreSQL store counts only an optional minus, digits and one point between digits; anything
-    else (1E+2, +5, .5) is accepted and billed as nothing.
-    """
-    sign = "-" if energy_wh < 0 else ""
-    kwh, wh = divmod(abs(energy_wh), 1000)
-    return f"{sign}{kwh}.{wh:03d}"
 
 
 def build_transaction_id(source: str, steve_id: int, fingerprint: bytes, n: int) -> str:

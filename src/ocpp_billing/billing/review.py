@@ -15,6 +15,7 @@ from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.charging.tags import ask_again_for_tags
 from ocpp_billing.effects import effect
+from ocpp_billing.energy import say_kwh
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -149,8 +150,8 @@ def enter_reading(
         session = _locked(session_id)
         if not session.start_wh <= stop_wh <= HIGHEST_REGISTER_WH:
             raise ReviewError(
-                f"The reading must be at least the start register, {session.start_wh} Wh, and below "
-                f"{HIGHEST_REGISTER_WH} Wh."
+                f"The reading must be at least the start register, {say_kwh(session.start_wh)} kWh, and at "
+                f"most {say_kwh(HIGHEST_REGISTER_WH)} kWh."
             )
         if stopped_at > clock.now() or (session.started_at is not None and stopped_at < session.started_at):
             raise ReviewError("The stop must lie between the start of the session and now.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ocpp_billing.charging.clocks import CLOCK_LAG, CLOCK_TOLERANCE
 from ocpp_billing.charging.reasons import Reason
+from ocpp_billing.energy import say_kwh
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -127,6 +128,10 @@ def _hold(rule: Rule, reason: Reason, says: str) -> Verdict:
     return Verdict("hold", reason, says, rule)
 
 
+def _utc(at: datetime) -> str:
+    return f"{at:%F %T} UTC"
+
+
 def _judge_identity(facts: SessionFacts) -> Iterator[Verdict]:
     if facts.identity_conflict:
         yield _hold(Rule.IDENTITY, Reason.IDENTITY_CONFLICT, facts.identity_conflict)
@@ -141,26 +146,26 @@ def _judge_clock(facts: SessionFacts) -> Iterator[Verdict]:
         yield _hold(
             Rule.STOP_AFTER_START,
             Reason.CLOCK_SKEW,
-            f"stopped {stopped_at:%F %T} before it started {started_at:%F %T}",
+            f"stopped {_utc(stopped_at)}, before it started {_utc(started_at)}",
         )
     if started_at - facts.first_seen_at > CLOCK_TOLERANCE:
         yield _hold(
             Rule.START_NOT_AHEAD,
             Reason.CLOCK_SKEW,
-            f"started {started_at:%F %T}, after it was first seen {facts.first_seen_at:%F %T}",
+            f"started {_utc(started_at)}, after it was first seen {_utc(facts.first_seen_at)}",
         )
     if stopped_at - facts.stop_seen_at > CLOCK_TOLERANCE:
         yield _hold(
             Rule.STOP_NOT_AHEAD,
             Reason.CLOCK_SKEW,
-            f"stopped {stopped_at:%F %T}, after the stop was first seen {facts.stop_seen_at:%F %T}",
+            f"stopped {_utc(stopped_at)}, after the stop was first seen {_utc(facts.stop_seen_at)}",
         )
     lower = facts.latest_lower_start_at
     if lower is not None and lower - started_at > CLOCK_LAG:
         yield _hold(
             Rule.CLOCK_NOT_RESET,
             Reason.CLOCK_SKEW,
-            f"started {started_at:%F %T}, more than {CLOCK_LAG.days} days before {lower:%F %T}, "
+            f"started {_utc(started_at)}, more than {CLOCK_LAG.days} days before {_utc(lower)}, "
             "the latest start among lower ids",
         )
 
@@ -171,11 +176,13 @@ def _judge_energy(facts: SessionFacts, limits: Limits) -> Iterator[Verdict]:
         yield _hold(
             Rule.REGISTERS_RISE,
             Reason.NEGATIVE_ENERGY,
-            f"stop register {facts.stop_wh} Wh below start register {facts.start_wh} Wh",
+            f"stop register {say_kwh(facts.stop_wh)} kWh below start register {say_kwh(facts.start_wh)} kWh",
         )
     if energy_wh > limits.max_session_kwh * 1000:
         yield _hold(
-            Rule.ENERGY, Reason.IMPLAUSIBLE, f"{energy_wh} Wh is more than {limits.max_session_kwh} kWh"
+            Rule.ENERGY,
+            Reason.IMPLAUSIBLE,
+            f"{say_kwh(energy_wh)} kWh is more than {limits.max_session_kwh} kWh",
         )
     if facts.started_at is None:  # held by its clock; accepted, it has no duration to judge
         return
@@ -192,7 +199,7 @@ def _judge_energy(facts: SessionFacts, limits: Limits) -> Iterator[Verdict]:
         yield _hold(
             Rule.POWER,
             Reason.IMPLAUSIBLE,
-            f"{energy_wh} Wh in {duration} is more than {limits.max_power_kw} kW on average",
+            f"{say_kwh(energy_wh)} kWh in {duration} is more than {limits.max_power_kw} kW on average",
         )
 
 
@@ -209,13 +216,13 @@ def _judge_surroundings(facts: SessionFacts) -> Iterator[Verdict]:
 
 def _judge_manual_stop(facts: SessionFacts) -> Iterator[Verdict]:
     """StEvE writes a zero-energy stop when it has no meter value: never believe it by itself."""
-    evidence = facts.evidence_stop_wh
+    stop, evidence = say_kwh(facts.stop_wh), facts.evidence_stop_wh
     if evidence is None:
-        says = f"closed by hand at {facts.stop_wh} Wh, and nothing shows what was delivered"
+        says = f"closed by hand at {stop} kWh, and nothing shows what was delivered"
     elif facts.energy_wh == 0:
-        says = f"closed by hand with no energy; the evidence says {evidence} Wh at the stop"
+        says = f"closed by hand with no energy; the evidence says {say_kwh(evidence)} kWh at the stop"
     elif abs(evidence - facts.stop_wh) > EVIDENCE_TOLERANCE_WH:
-        says = f"closed by hand at {facts.stop_wh} Wh, but the evidence says {evidence} Wh"
+        says = f"closed by hand at {stop} kWh, but the evidence says {say_kwh(evidence)} kWh"
     else:
         return
     yield _hold(Rule.MANUAL_STOP, Reason.MANUAL_STOP_WITHOUT_EVIDENCE, says)
@@ -234,13 +241,13 @@ def _judge_amount(facts: SessionFacts, limits: Limits, go_live_at: datetime | No
         yield Verdict(
             "exclude",
             Reason.BELOW_MINIMUM,
-            f"{energy_wh} Wh is less than {limits.min_session_kwh} kWh",
+            f"{say_kwh(energy_wh)} kWh is less than {limits.min_session_kwh} kWh",
             Rule.MINIMUM,
         )
     if go_live_at is not None and facts.stopped_at < go_live_at:
         yield Verdict(
             "exclude",
             Reason.BEFORE_GO_LIVE,
-            f"stopped {facts.stopped_at:%F %T}, before billing began {go_live_at:%F %T}",
+            f"stopped {_utc(facts.stopped_at)}, before billing began {_utc(go_live_at)}",
             Rule.GO_LIVE,
         )

@@ -143,9 +143,9 @@ def move(config: Config, args: argparse.Namespace) -> int:
     from ocpp_billing.sync.clients import open_clients
 
     with ledger(config), open_clients(config) as (_, lago):
-        from ocpp_billing.billing.events import format_kwh
         from ocpp_billing.billing.move import carry_out_move, preview_move
         from ocpp_billing.charging.models import ChargingSession
+        from ocpp_billing.energy import say_kwh
         from ocpp_billing.lago.directory import LagoDirectory
         from ocpp_billing.sync.policy import policy_of
 
@@ -166,8 +166,8 @@ def move(config: Config, args: argparse.Namespace) -> int:
         for item in moves:
             for _, old, energy_wh in item.from_:
                 how = "refund by credit note" if old in item.refund_by_hand else "taken back"
-                out(f"session {item.steve_id}: {format_kwh(energy_wh)} kWh from {old} ({how})")
-            out(f"session {item.steve_id}: {format_kwh(item.energy_wh)} kWh to {item.to.row.external_id}")
+                out(f"session {item.steve_id}: {say_kwh(energy_wh)} kWh from {old} ({how})")
+            out(f"session {item.steve_id}: {say_kwh(item.energy_wh)} kWh to {item.to.row.external_id}")
         if not args.yes and not confirmed(f"Move {len(moves)} sessions?"):
             note("Nothing was changed.")
             return FAILED

@@ -22,6 +22,7 @@ from ocpp_billing.embedded.demo import (
 )
 from ocpp_billing.embedded.postgres import EmbeddedPostgres
 from ocpp_billing.embedded.services import Service, Services, port_is_free
+from ocpp_billing.energy import say_kwh
 
 NO_RECORDING = "There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
 
@@ -94,7 +95,7 @@ def _synchronize(world: DemoWorld, release: str) -> int:
     say("")
     say(format_balance(read_balance(load_config().steve_source)))
     say("")
-    say(f"Lago's own ledger counts {world.lago.summary()['energy_wh']} Wh.")
+    say(f"Lago's own ledger counts {say_kwh(world.lago.summary()['energy_wh'])} kWh.")
     return code
 
 

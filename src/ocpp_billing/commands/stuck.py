@@ -57,8 +57,8 @@ def stuck_close(config: Config, args: argparse.Namespace) -> int:
 
     with ledger(config), open_clients(config) as (steve, _):
         from ocpp_billing.billing.closing import close_in_steve, preview_close
-        from ocpp_billing.billing.events import format_kwh
         from ocpp_billing.charging.models import ChargingSession
+        from ocpp_billing.energy import say_kwh
 
         session = ChargingSession.objects.filter(
             source=config.steve_source, steve_id=args.session, superseded_at=None
@@ -72,7 +72,7 @@ def stuck_close(config: Config, args: argparse.Namespace) -> int:
             return FAILED
         closed = close_in_steve(config, steve, session, expected_stop_wh=preview.stop_wh, by=actor())
         out(
-            f"Session {closed.steve_id} is closed at {closed.stop_wh} Wh: {format_kwh(closed.energy_wh)} "
-            "kWh. The next synchronization decides what becomes of it."
+            f"Session {closed.steve_id} is closed at {say_kwh(closed.stop_wh)} kWh: "
+            f"{say_kwh(closed.energy_wh)} kWh. The next synchronization decides what becomes of it."
         )
     return DONE

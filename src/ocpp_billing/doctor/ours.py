@@ -14,6 +14,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.config import Config
 from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.proxies import is_this_machine
 from ocpp_billing.sync.liveness import worker_alive
 from ocpp_billing.sync.schedule import next_scheduled
@@ -187,7 +188,7 @@ def _balance(config: Config) -> Iterable[Finding]:
         yield problem(
             "worker",
             "balance_unexplained",
-            f"{unexplained.sessions} sessions and {unexplained.energy_wh} Wh are unexplained.",
+            f"{unexplained.sessions} sessions and {say_kwh(unexplained.energy_wh)} kWh are unexplained.",
             "Pause delivery (ocpp-billing pause) and report it with the output of: ocpp-billing balance "
             "--json",
         )

@@ -9,6 +9,8 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
+from ocpp_billing.energy import say_kwh
+
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
@@ -18,9 +20,7 @@ _RECENT_S = 24 * 3600
 
 def kwh(energy_wh: int) -> str:
     """Integer Wh as kWh, exactly: three decimals and thousands separators, ``12,345.678``."""
-    whole, rest = divmod(abs(energy_wh), 1000)
-    sign = MINUS if energy_wh < 0 else ""
-    return f"{sign}{whole:,}.{rest:03d}"
+    return say_kwh(energy_wh).replace("-", MINUS)
 
 
 def count(number: int) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ocpp_billing import clock
 from ocpp_billing.billing.balance import Amount
 from ocpp_billing.billing.confirm import CLOCK_GRAIN, LOST_AFTER, compare_usage, quantity_of
-from ocpp_billing.billing.events import format_kwh
 from ocpp_billing.charging.models import SessionState
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.errors import AnswerError, Forbidden, NoActiveSubscription, Unauthorised
 from ocpp_billing.lago.wire import events_equal
 from ocpp_billing.reconcile.ledger import LedgerEvent, read_ledger, states_of
@@ -261,10 +261,10 @@ def _steve_and_ledger(
         if stop.stopped_at is not None and from_ <= stop.stopped_at < to:
             line.steve.add(1, max(stop.energy_wh or 0, 0))
         if session is None:
-            says = f"StEvE holds it ({stop.energy_wh} Wh), the ledger does not."
+            says = f"StEvE says {_kwh(stop.energy_wh)}, the ledger does not have it."
             yield Difference("StEvE and ledger", "not_read", None, str(steve_id), says, synchronize)
         elif session.steve_wh != stop.energy_wh:
-            says = f"StEvE says {_wh(stop.energy_wh)}, the ledger {_wh(session.steve_wh)}."
+            says = f"StEvE says {_kwh(stop.energy_wh)}, the ledger {_kwh(session.steve_wh)}."
             yield Difference(
                 "StEvE and ledger", "changed", line.subscription, str(steve_id), says, synchronize
             )
@@ -299,8 +299,8 @@ def _steve_and_ledger(
         )
 
 
-def _wh(energy_wh: int | None) -> str:
-    return "that it is open" if energy_wh is None else f"{energy_wh} Wh"
+def _kwh(energy_wh: int | None) -> str:
+    return "that it is open" if energy_wh is None else f"{say_kwh(energy_wh)} kWh"
 
 
 # -- the ledger and Lago -------------------------------------------------------------------------------
@@ -482,7 +482,7 @@ def _usage(
                 "count_differs",
                 line.subscription,
                 what,
-                f"Lago counts {compared.counted_kwh:f} kWh; ours are {format_kwh(compared.ours_wh)} kWh, "
+                f"Lago counts {compared.counted_kwh:f} kWh; ours are {say_kwh(compared.ours_wh)} kWh, "
                 f"those of others {others or Decimal(0):f} kWh.",
                 "Usage may lag behind by minutes: look again. Else the invoice is not what was sent: see the "
                 "events of this subscription in Lago, and the plan's filters.",

@@ -21,6 +21,7 @@ from ocpp_billing.billing.decide import decide_sessions
 from ocpp_billing.billing.deliver import Courier
 from ocpp_billing.billing.late import look_for_what_was_given_up
 from ocpp_billing.billing.outbox import break_leases, unfinished
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import Forbidden, LagoError, Unauthorised
 from ocpp_billing.sync.policy import ask_again_where_causes_may_be_gone, policy_of
@@ -187,8 +188,9 @@ def account(config: Config, journal: RunJournal) -> None:
     if proof.unexplained:
         journal.left(
             f"the balance does not add up: {proof.unexplained.sessions} sessions and "
-            f"{proof.unexplained.energy_wh} Wh are unexplained. Pause delivery (ocpp-billing pause) "
-            "and report it with the output of: ocpp-billing balance --json"
+            f"{say_kwh(proof.unexplained.energy_wh)} kWh are unexplained. Pause delivery (ocpp-billing "
+            "pause) and report it with the output of: ocpp-billing balance --json"
         )
     else:
-        journal.say("balance.proved", f"{proof.balance.read.energy_wh} Wh read, every one accounted for")
+        read = say_kwh(proof.balance.read.energy_wh)
+        journal.say("balance.proved", f"{read} kWh read, every watt-hour accounted for")

@@ -33,7 +33,7 @@ def fill(now):
         now, "late_period", customer="alice", energy_wh=22_310, says="the billing period is already invoiced"
     )
     for _ in range(2):
-        held(now, "implausible", energy_wh=612_000, says="612000 Wh is more than 500 kWh")
+        held(now, "implausible", energy_wh=612_000, says="612.000 kWh is more than 500 kWh")
     ledger.add_session(now, state="rejected", reason="value_is_invalid", energy_wh=12_004)
     evidence = {
         "source": "meter_value",
@@ -55,8 +55,8 @@ def test_an_operator_settles_a_cause_and_takes_an_order_back(visit, now):
     first = page.get_by_role("checkbox").first
     first.check()
     first.focus()
-    held(now, "implausible", energy_wh=700_000, says="700000 Wh is more than 500 kWh")
-    expect(page.get_by_text("700000 Wh is more than 500 kWh")).to_be_visible(timeout=15_000)
+    held(now, "implausible", energy_wh=700_000, says="700.000 kWh is more than 500 kWh")
+    expect(page.get_by_text("700.000 kWh is more than 500 kWh")).to_be_visible(timeout=15_000)
     ticked = page.locator("input:checked")
     expect(ticked).to_have_count(1)
     expect(ticked).to_be_focused()

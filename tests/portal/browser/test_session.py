@@ -83,7 +83,7 @@ def test_a_charge_is_explained_and_its_payload_copied_to_the_byte(visit, now, bi
 def test_what_is_held_says_by_which_number_and_what_people_did(visit, now):
     ledger.add_worker(now, seen_ago=-timedelta(minutes=10))
     session = ledger.add_session(now, energy_wh=600_000, reason="implausible", tag="CARD-A17F")
-    ledger.add_decision(session, now, "hold", "implausible", says="600000 Wh is more than 500 kWh")
+    ledger.add_decision(session, now, "hold", "implausible", says="600.000 kWh is more than 500 kWh")
     review.accept(session.pk, note="It is a bus depot.", by="ada@example.org")
     page = visit(f"/sessions/{session.pk}", role=Role.OPERATOR)
     expect(page.get_by_role("row").filter(has_text="600.000 kWh > 500 kWh")).to_contain_text(
