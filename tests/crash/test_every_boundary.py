@@ -8,20 +8,21 @@ from tests.crash.enumeration import enumerated
 from tests.crash.stories import STORIES
 
 STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
-# Plays of each story on each store in the normal suite; thousands of each with --long.
-SAMPLE = 8
+# In the normal suite each story is played so often on two of the stores, which take turns; with --long
+# thousands of times on each of the four.
+SAMPLE = 16
 AT_LEAST = 500
-
-each_story = pytest.mark.parametrize("story", STORIES, ids=str)
-each_store = pytest.mark.parametrize("store", STORES)
+CHOSEN = [
+    (story, store) for n, story in enumerate(STORIES) for store in (STORES[n % 4], STORES[(n + n // 4 % 3 + 1) % 4])
+]
 
 
 def test_the_sample_is_large_enough():
-    assert len(STORIES) * len(STORES) * SAMPLE >= AT_LEAST
+    assert len(CHOSEN) * SAMPLE >= AT_LEAST
+    assert {store for _, store in CHOSEN} == set(STORES)
 
 
-@each_store
-@each_story
+@pytest.mark.parametrize(("story", "store"), CHOSEN, ids=str)
 def test_a_crash_anywhere_loses_nothing_and_doubles_nothing(world, story, store, record_property):
     with enumerated(world, story) as plays:
         assert plays.observe() == [], "written outside of an effect"
@@ -36,8 +37,8 @@ def test_a_crash_anywhere_loses_nothing_and_doubles_nothing(world, story, store,
 
 @pytest.mark.long
 @pytest.mark.timeout(24 * 3600)
-@each_store
-@each_story
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("story", STORIES, ids=str)
 def test_a_crash_everywhere_and_everywhere_in_its_recovery(world, story, record_property):
     with enumerated(world, story) as plays:
         plays.observe()
