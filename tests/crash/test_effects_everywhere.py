@@ -14,7 +14,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "ocpp_billing"
 PARTS = ("sync", "billing", "charging", "lago", "steve")
-MODULES = [path for part in PARTS for path in sorted((PACKAGE / part).glob("*.py"))]
+MODULES = [
+    PACKAGE / "database.py",
+    *(path for part in PARTS for path in sorted((PACKAGE / part).glob("*.py"))),
+]
 WRITING_METHODS = {
     "create",
     "get_or_create",
