@@ -13,7 +13,9 @@ STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
 SAMPLE = 16
 AT_LEAST = 500
 CHOSEN = [
-    (story, store) for n, story in enumerate(STORIES) for store in (STORES[n % 4], STORES[(n + n // 4 % 3 + 1) % 4])
+    (story, store)
+    for n, story in enumerate(STORIES)
+    for store in (STORES[n % 4], STORES[(n + n // 4 % 3 + 1) % 4])
 ]
 
 

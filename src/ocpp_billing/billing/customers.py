@@ -15,6 +15,7 @@ from django.db.models import Q
 
 from ocpp_billing import clock
 from ocpp_billing.billing.models import LagoCustomerRead, LagoSubscription
+from ocpp_billing.effects import effect
 from ocpp_billing.lago.client import LagoClient, LagoSettings
 from ocpp_billing.lago.directory import FRESH_FOR, LagoDirectory
 from ocpp_billing.lago.errors import LagoError, Misconfigured
@@ -99,7 +100,8 @@ def refresh_customers(config: Config) -> int:
             if page.meta.next_page is None or page.meta.next_page <= page_number:
                 break
             page_number = page.meta.next_page
-    LagoCustomer.objects.filter(read_at__lt=began).delete()
+    with effect("db commit customers"):
+        LagoCustomer.objects.filter(read_at__lt=began).delete()
     cache.delete(_AWAY)
     return number
 
@@ -197,10 +199,11 @@ def _keep(customers: Iterable[Customer], now: datetime) -> None:
         )
         for customer in customers
     }
-    LagoCustomer.objects.bulk_create(
-        # In one order, so that two who keep the same customers wait for each other and never deadlock.
-        [rows[external_id] for external_id in sorted(rows)],
-        update_conflicts=True,
-        unique_fields=["external_id"],
-        update_fields=["name", "email", "currency", "timezone", "read_at"],
-    )
+    with effect("db commit customers"):
+        LagoCustomer.objects.bulk_create(
+            # In one order, so that two who keep the same customers wait for each other and never deadlock.
+            [rows[external_id] for external_id in sorted(rows)],
+            update_conflicts=True,
+            unique_fields=["external_id"],
+            update_fields=["name", "email", "currency", "timezone", "read_at"],
+        )
