@@ -6,6 +6,7 @@ started by the controller (or the lone pytest); the workers of pytest-xdist inhe
 """
 
 import dataclasses
+import gc
 import os
 import shutil
 import tempfile
@@ -92,3 +93,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """All that was imported stays until the end: the collector looks at it once, not thousands of times."""
+    gc.collect()
+    gc.freeze()
