@@ -447,6 +447,17 @@ def test_row_35_a_correction_downwards_that_lago_honours_is_sent(live):
     live.assert_conserved()
 
 
+@pytest.mark.parametrize("release", ["3.9.0"])
+@pytest.mark.parametrize("left_wh", [0, 50])
+def test_row_35_a_billed_session_that_turns_out_to_be_hardly_one_is_corrected_not_left_out(live, left_wh):
+    session = revised(live, 5_000, left_wh)
+    live.sync(min_session_kwh="0.1")
+    live.sync(min_session_kwh="0.1")
+    assert live.state_of(session) == ("confirmed", None)
+    assert live.lago_wh("sub-alice") == left_wh
+    live.assert_conserved()
+
+
 @every_store
 @pytest.mark.parametrize("release", ["3.9.0"])
 def test_row_35_a_correction_that_would_make_the_total_negative_is_held_with_its_amount(live):

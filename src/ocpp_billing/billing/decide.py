@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 CHUNK_SESSIONS = 2_000
 # So many new rows make a table another one for PostgreSQL's planner; from then on every doubling does.
 GROWN_MUCH = 1_000
+# No reason to leave a session out that was billed: what it says now is a correction, down to 0.
+TOO_LITTLE = frozenset({Reason.ZERO_ENERGY, Reason.BELOW_MINIMUM})
 # Beyond every register: an approved correction has no limit.
 NO_LIMIT_WH = 2**63 - 1
 
@@ -210,10 +212,8 @@ def _judge_rules(session: _Session, policy: DecisionPolicy, family: Family) -> _
     rulings = session.rulings
     if rulings.excluded is not None:
         return _Judged(session, "exclude", Reason.BY_OPERATOR, rulings.excluded)
-    verdict = judge_session(session.facts, policy.limits, policy.go_live_at, rulings.accepted)
-    if verdict is not None and verdict.reason is Reason.ZERO_ENERGY and session.sent_to is not None:
-        # It was billed, and the station now says that nothing was delivered: that is a correction to 0.
-        return _Judged(session, "bill")
+    accepted = rulings.accepted | (TOO_LITTLE if session.sent_to is not None else frozenset())
+    verdict = judge_session(session.facts, policy.limits, policy.go_live_at, accepted)
     if verdict is not None:
         return _Judged(session, verdict.outcome, verdict.reason, verdict.says)
     if session.sent_to is not None or rulings.payer is not None:
