@@ -6,7 +6,10 @@ from datetime import timedelta
 
 import pytest
 
+from ocpp_billing.billing.adopt import adopt_events
 from ocpp_billing.billing.control import ControlError, go_live, preview_go_live
+from ocpp_billing.sync.clients import open_clients
+from tests.world import back_up_ledger, restore_ledger
 
 HOUR = timedelta(hours=1)
 
@@ -142,8 +145,9 @@ def test_another_organisations_key_stops_delivery_and_says_so(world):
     world.assert_conserved()
 
 
-def test_what_was_sent_for_an_old_metric_is_confirmed_after_the_metric_changed(world):
-    """The code of the metric is changed in the middle of a period, while an event is not confirmed yet."""
+@pytest.fixture
+def changing(world):
+    """Alice's plan charges two metrics, as while one takes the place of the other."""
     world.lago.create_metric()
     world.lago.create_metric("energy_kwh")
     charges = [
@@ -153,6 +157,12 @@ def test_what_was_sent_for_an_old_metric_is_confirmed_after_the_metric_changed(w
     world.lago.create_plan("both", metric_code=None, charges=charges)
     world.payer("TAG-ALICE", "alice", plan="both")
     world.go_live()
+    return world
+
+
+def test_what_was_sent_for_an_old_metric_is_confirmed_after_the_metric_changed(changing):
+    """The code of the metric is changed in the middle of a period, while an event is not confirmed yet."""
+    world = changing
     old = world.session("TAG-ALICE", "CP-1", energy_wh=2_000)
     world.sync(confirm_settle_seconds=3600)
     assert world.state_of(old) == ("accepted", None)
@@ -163,4 +173,33 @@ def test_what_was_sent_for_an_old_metric_is_confirmed_after_the_metric_changed(w
     assert world.state_of(old) == ("confirmed", None)
     assert world.state_of(new) == ("confirmed", None)
     assert len(world.lago_events()) == 2
+    world.assert_conserved()
+
+
+@pytest.mark.parametrize("store", ["postgres", "clickhouse"])
+def test_a_ledger_from_before_the_metric_changed_learns_what_was_sent_for_the_old_one(changing):
+    world = changing
+    known = world.session("TAG-ALICE", "CP-1", energy_wh=2_000)
+    world.sync()
+    backup = back_up_ledger()
+    forgotten = world.session("TAG-ALICE", "CP-2", energy_wh=3_000)
+    world.sync()
+    world.settings["LAGO_METRIC_CODE"] = "energy_kwh"
+    world.sync()
+    billed = world.lago_events()
+
+    restore_ledger(backup)
+    run = world.sync()
+
+    assert (run.status, run.delivery) == ("failed", "paused")
+    assert "ocpp-billing adopt" in str(run.errors)
+    with open_clients(world.config()) as (_, lago):
+        adoption = adopt_events(world.config(), lago, by="test", say=str)
+    assert (adoption.seen, adoption.adopted, adoption.conflicts) == (2, 1, [])
+    world.resume()
+    world.sync()
+    world.sync()
+    assert world.lago_events() == billed
+    assert world.lago_wh_by_session() == {known: 2_000, forgotten: 3_000}
+    assert world.state_of(forgotten) == ("confirmed", None)
     world.assert_conserved()

@@ -67,11 +67,23 @@ def look_for_unknown_events(config: Config, lago: LagoClient) -> str | None:
     Looks at the newest events; at all of them as long as this ledger has never sent anything.
     """
     source = config.steve_source
-    never_sent = not UsageEvent.objects.filter(source=source, attempts__gt=0).exists()
+    # Restored to a time before LAGO_METRIC_CODE was changed, the ledger lacks what was sent for the old one.
+    latest = UsageEvent.objects.filter(source=source, attempts__gt=0).order_by("-id").first()
     looked_at = DeliveryControl.objects.filter(source=source, history_checked_at__isnull=False).exists()
-    whole_history = never_sent and not looked_at
+    whole_history = latest is None and not looked_at
+    for code in {config.lago_metric_code, latest.metric_code if latest else config.lago_metric_code}:
+        unknown = _look_under(code, source, lago, whole_history=whole_history)
+        if unknown is not None:
+            return unknown
+    if whole_history:
+        with effect("db commit history checked"):
+            DeliveryControl.objects.filter(source=source).update(history_checked_at=clock.now())
+    return None
+
+
+def _look_under(code: str, source: str, lago: LagoClient, *, whole_history: bool) -> str | None:
     batch: list[str] = []
-    for number, event in enumerate(lago.events(metric=config.lago_metric_code, per_page=LOOK_AT), 1):
+    for number, event in enumerate(lago.events(metric=code, per_page=LOOK_AT), 1):
         if event.transaction_id.startswith(f"steve:{source}:"):
             batch.append(event.transaction_id)
         if number % LOOK_AT == 0:
@@ -79,11 +91,7 @@ def look_for_unknown_events(config: Config, lago: LagoClient) -> str | None:
             if unknown or not whole_history:
                 return unknown
             batch = []
-    unknown = _unknown(batch)
-    if unknown is None and whole_history:
-        with effect("db commit history checked"):
-            DeliveryControl.objects.filter(source=source).update(history_checked_at=clock.now())
-    return unknown
+    return _unknown(batch)
 
 
 def _unknown(transaction_ids: list[str]) -> str | None:
@@ -121,12 +129,10 @@ def adopt_events(config: Config, lago: LagoClient, *, by: str, say: Callable[[st
         say: told how it gets on.
     """
     adoption = Adoption()
-    metric = lago.metric(config.lago_metric_code)
-    field_name = metric.field_name if metric else None
-    for event in _events_of_source(config, lago):
+    for field_name, event in _events_of_source(config, lago):
         adoption.seen += 1
         with effect("db commit adopt"), transaction.atomic():
-            _adopt(config.steve_source, event, field_name or "", adoption)
+            _adopt(config.steve_source, event, field_name, adoption)
         if adoption.seen % 1000 == 0:
             say(f"{adoption.seen} events read back, {adoption.adopted} of them adopted")
     with effect("db commit adopted"), transaction.atomic():
@@ -145,11 +151,29 @@ def adopt_events(config: Config, lago: LagoClient, *, by: str, say: Callable[[st
     return adoption
 
 
-def _events_of_source(config: Config, lago: LagoClient) -> Iterator[Event]:
+def _events_of_source(config: Config, lago: LagoClient) -> Iterator[tuple[str, Event]]:
+    """All events of this source, each with the property that holds its kWh; of all metrics it ever sent for.
+
+    Raises:
+        ControlError: when it is not known which property that is: adopted as nothing, what an event says
+            would be billed once more.
+    """
     prefix = f"steve:{config.steve_source}:"
-    for event in lago.events(metric=config.lago_metric_code, per_page=500):
-        if event.transaction_id.startswith(prefix):
-            yield event
+    sent = UsageEvent.objects.filter(source=config.steve_source, attempts__gt=0)
+    latest = sent.order_by("metric_code", "-id").distinct("metric_code")
+    fields: dict[str, str | None] = {config.lago_metric_code: None}
+    fields |= dict(latest.values_list("metric_code", "field_name"))
+    for code, last_sent in fields.items():
+        metric = lago.metric(code)
+        field_name = (metric and metric.field_name) or last_sent
+        for event in lago.events(metric=code, per_page=500):
+            if event.transaction_id.startswith(prefix):
+                if field_name is None:
+                    raise control.ControlError(
+                        f"Lago holds usage events of metric {code} and does not say which of their "
+                        "properties it sums. Put the metric back in Lago, then adopt again."
+                    )
+                yield field_name, event
 
 
 def _adopt(source: str, event: Event, field_name: str, adoption: Adoption) -> None:
