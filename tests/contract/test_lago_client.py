@@ -345,10 +345,6 @@ class TestContract:
         lago.script["POST /api/v1/plans"] = lambda request: {
             "plan": {"lago_id": "p", **{k: v for k, v in request.json()["plan"].items() if k != "charges"}}
         }
-        lago.script["POST /api/v1/customers"] = lambda request: {
-            "customer": {"lago_id": "c", **request.json()["customer"]}
-        }
-        lago.script["POST /api/v1/subscriptions"] = {"subscription": subscription()}
 
         metric = client.create_metric(
             wire.NewMetric(name="kWh", code="ev_kwh", aggregation_type="sum_agg", field_name="kwh")
@@ -362,15 +358,7 @@ class TestContract:
                 pay_in_advance=False, charges=[charge],
             )
         )  # fmt: skip
-        customer = client.create_customer(wire.NewCustomer(external_id="cust_1", currency="EUR"))
-        client.create_subscription(
-            wire.NewSubscription(
-                external_customer_id="cust_1", plan_code="ev", external_id="sub_alice",
-                billing_time="anniversary", subscription_at=datetime(2026, 1, 1, tzinfo=UTC),
-            )
-        )  # fmt: skip
 
-        assert customer.label == "cust_1"
         assert [json.loads(request.body) for request in lago.seen] == [
             {
                 "billable_metric": {
@@ -397,16 +385,6 @@ class TestContract:
                     ],
                 }
             },
-            {"customer": {"external_id": "cust_1", "currency": "EUR"}},
-            {
-                "subscription": {
-                    "external_customer_id": "cust_1",
-                    "plan_code": "ev",
-                    "external_id": "sub_alice",
-                    "billing_time": "anniversary",
-                    "subscription_at": "2026-01-01T00:00:00Z",
-                }
-            },
         ]
 
     def test_creating_what_exists_says_so_in_lagos_words(self, lago, client):
@@ -424,9 +402,9 @@ class TestContract:
 
     def test_creating_is_not_repeated_on_a_lost_connection(self, lago, client):
         lago.add_fault(Fault("drop_after", method="POST"))
-        lago.script["POST /api/v1/customers"] = {"customer": {"lago_id": "c", "external_id": "x"}}
+        lago.script["POST /api/v1/billable_metrics"] = {"billable_metric": {"lago_id": "m", "code": "x"}}
         with pytest.raises(errors.Unreachable) as lost:
-            client.create_customer(wire.NewCustomer(external_id="x"))
+            client.create_metric(wire.NewMetric(name="x", code="x", aggregation_type="sum_agg"))
         assert lost.value.nothing_sent is False
         assert len(lago.seen) == 1
 

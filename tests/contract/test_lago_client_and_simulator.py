@@ -111,19 +111,6 @@ class TestSettingUp:
         assert client.plan("by_minute") == plan
         assert [c.charge_model for c in plan.charges_on("minutes")] == ["standard"]
         assert sorted(p.code for p in client.plans()) == ["by_minute", "ev_payg"]
-        customer = client.create_customer(wire.NewCustomer(external_id="cust_2", name="Bob"))
-        assert client.customer("cust_2") == customer
-        row = client.create_subscription(
-            wire.NewSubscription(
-                external_customer_id="cust_2",
-                plan_code="by_minute",
-                external_id="sub_bob",
-                billing_time="anniversary",
-                subscription_at=STARTED_AT,
-            )
-        )
-        assert (row.status, row.started_at, row.billing_time) == ("active", STARTED_AT, "anniversary")
-        assert list(client.subscriptions(external_customer_id="cust_2")) == [row]
         with pytest.raises(errors.Unprocessable, match="value_already_exist"):
             client.create_metric(wire.NewMetric(name="M", code="minutes", aggregation_type="count_agg"))
 

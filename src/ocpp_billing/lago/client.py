@@ -244,10 +244,6 @@ class LagoClient:
         rows = (customer for page in pages for customer in page.customers)
         return next((customer for customer in rows if customer.external_id == external_id), None)
 
-    def create_customer(self, customer: wire.NewCustomer) -> wire.Customer:
-        """Create a customer, or update the one with that external id."""
-        return self._create(_customer, "/customers", {"customer": customer}).customer
-
     def subscriptions(
         self,
         *,
@@ -265,10 +261,6 @@ class LagoClient:
             for row in rows
             if row.status in statuses and external_customer_id in {None, row.external_customer_id}
         )
-
-    def create_subscription(self, subscription: wire.NewSubscription) -> wire.Subscription:
-        """Create a subscription. With an active external id and another plan: an up- or downgrade."""
-        return self._create(_subscription, "/subscriptions", {"subscription": subscription}).subscription
 
     # -- what Lago counted ---------------------------------------------------------------------------
 
@@ -575,7 +567,6 @@ _plan = msgspec.json.Decoder(wire.PlanEnvelope)
 _plans = msgspec.json.Decoder(wire.PlanList)
 _customer = msgspec.json.Decoder(wire.CustomerEnvelope)
 _customers = msgspec.json.Decoder(wire.CustomerList)
-_subscription = msgspec.json.Decoder(wire.SubscriptionEnvelope)
 _subscriptions = msgspec.json.Decoder(wire.SubscriptionList)
 _current_usage = msgspec.json.Decoder(wire.CurrentUsageEnvelope)
 _past_usage = msgspec.json.Decoder(wire.PastUsageList)

@@ -356,12 +356,6 @@ class CustomerEnvelope(Answer, frozen=True, kw_only=True):
     customer: Customer
 
 
-class SubscriptionEnvelope(Answer, frozen=True, kw_only=True):
-    """Answer with one subscription."""
-
-    subscription: Subscription
-
-
 class InvoiceEnvelope(Answer, frozen=True, kw_only=True):
     """Answer with one invoice."""
 
@@ -461,28 +455,6 @@ class NewPlan(Struct, frozen=True, kw_only=True, omit_defaults=True):
     amount_currency: str
     pay_in_advance: bool
     charges: Sequence[NewCharge]
-
-
-class NewCustomer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A customer to create; one with the same external id is updated instead."""
-
-    external_id: str
-    name: str | UnsetType = UNSET
-    email: str | UnsetType = UNSET
-    currency: str | UnsetType = UNSET
-    timezone: str | UnsetType = UNSET
-
-
-class NewSubscription(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A subscription to create; with an active external id and another plan it is an up- or downgrade."""
-
-    external_customer_id: str
-    plan_code: str
-    external_id: str
-    name: str | UnsetType = UNSET
-    billing_time: str | UnsetType = UNSET
-    subscription_at: datetime | UnsetType = UNSET
-    ending_at: datetime | UnsetType = UNSET
 
 
 # -- events to send ----------------------------------------------------------------------------------
