@@ -145,6 +145,13 @@ def test_another_organisations_key_stops_delivery_and_says_so(world):
     world.assert_conserved()
 
 
+def test_a_run_that_could_not_begin_says_all_the_same_whether_billing_is_live(world):
+    world.go_live()
+    run = world.sync(lago_api_key=None)
+    assert (run.status, run.delivery) == ("failed", "live")
+    assert "LAGO_API_KEY" in run.errors[0]["error"]
+
+
 @pytest.fixture
 def changing(world):
     """Alice's plan charges two metrics, as while one takes the place of the other."""

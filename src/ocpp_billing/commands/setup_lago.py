@@ -116,10 +116,12 @@ def _refuse_another(config: Config, organization: Organization) -> None:
 
 def _record(setup: Setup, organization: Organization) -> None:
     from ocpp_billing.accounts import audit
+    from ocpp_billing.effects import effect
 
-    audit.record(
-        "lago.set_up",
-        actor=actor(),
-        target=f"lago organisation {organization.lago_id}",
-        after={"created": list(setup.missing)},
-    )
+    with effect("db commit set up"):
+        audit.record(
+            "lago.set_up",
+            actor=actor(),
+            target=f"lago organisation {organization.lago_id}",
+            after={"created": list(setup.missing)},
+        )

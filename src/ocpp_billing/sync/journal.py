@@ -79,11 +79,11 @@ class RunJournal:
         self.errors.append({"step": step, "error": str(error), "kind": kind_of(error)})
         self.say(f"{step}.failed", str(error), level="error")
 
-    def unconfigured(self, error: ConfigError) -> SyncRun:
+    def unconfigured(self, error: ConfigError, delivery: str) -> SyncRun:
         """End the run because connections are not configured, with what to set."""
         for problem in error.problems:
             self.failed("settings", ConfigError([problem]))
-        return self.finish("shadow")
+        return self.finish(delivery)
 
     def left(self, message: str) -> None:
         """Something is left for the next run."""

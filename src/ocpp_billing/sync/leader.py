@@ -13,6 +13,7 @@ from django.db import close_old_connections
 
 from ocpp_billing import clock
 from ocpp_billing.alerts.watchman import Watchman
+from ocpp_billing.billing import control
 from ocpp_billing.config import ConfigError
 from ocpp_billing.database import FenceError, StoppedError
 from ocpp_billing.log import get_logger
@@ -271,7 +272,7 @@ class Leader:
         try:
             return work(self.config, *self._open_clients(), journal)
         except ConfigError as error:
-            return journal.unconfigured(error)
+            return journal.unconfigured(error, control.read_status(self.config).mode)
         except StoppedError as error:
             with leader_transaction(self.name):
                 end_abandoned_runs(self.config.steve_source, why=str(error), worker=self.name)
@@ -281,7 +282,7 @@ class Leader:
         except Exception as error:  # the outermost loop: one run fails, the worker goes on
             log.exception("run failed", action="run.failed", run=run.pk)
             journal.failed("run", InternalError(error))
-            return journal.finish("shadow")
+            return journal.finish(control.read_status(self.config).mode)
         finally:
             close_old_connections()
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from django.db import connection
 
+from ocpp_billing.billing import control
 from ocpp_billing.config import ConfigError
 from ocpp_billing.database import FenceError
 from ocpp_billing.log import get_logger
@@ -192,4 +193,4 @@ def carry_out(config: Config, run: SyncRun, journal: RunJournal | None = None) -
         with open_clients(config) as (steve, lago):
             return synchronize(config, steve, lago, journal)
     except ConfigError as error:
-        return journal.unconfigured(error)
+        return journal.unconfigured(error, control.read_status(config).mode)
