@@ -578,6 +578,28 @@ def test_row_35_a_move_within_the_period_takes_back_what_it_bills_elsewhere(live
     live.assert_conserved()
 
 
+def test_row_35_of_two_moves_that_wait_in_the_queue_the_second_knows_of_the_first(live):
+    sessions = [live.session("TAG-ALICE", energy_wh=energy_wh) for energy_wh in (5_000, 3_000)]
+    live.sync()
+    live.lago.books.events.add_one(  # somebody else took 2 kWh back: 6 kWh are counted
+        {
+            "transaction_id": "somebody-elses",
+            "code": "ev_charging_kwh",
+            "external_subscription_id": "sub-alice",
+            "timestamp": live.clock.now().timestamp(),
+            "properties": {"kwh": "-2.000"},
+        },
+        int(live.clock.now().timestamp() * 1_000_000),
+    )
+    live.pause()
+    assert move(live, sessions[0], "bob").refund_by_hand == frozenset()
+    assert move(live, sessions[1], "bob").refund_by_hand == {"sub-alice"}
+    live.resume()
+    live.sync()
+    assert (live.lago_wh("sub-alice"), live.lago_wh("sub-bob")) == (1_000, 8_000)
+    assert live.state_of(sessions[1]) == ("held", "refund_by_credit_note")
+
+
 @every_store
 @pytest.mark.parametrize("why", ["after the invoice", "paid in advance"])
 def test_row_35_a_move_that_lago_would_not_pay_back_is_held_with_its_amount(last_day, why):

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
-from django.db import connection
 
 from ocpp_billing.billing.balance import STATE_RANK_SQL
 from ocpp_billing.billing.events import (
@@ -26,6 +25,7 @@ from ocpp_billing.billing.events import (
     settle,
 )
 from ocpp_billing.billing.rules import SessionFacts, judge_session
+from ocpp_billing.billing.taking_back import leaves_enough
 from ocpp_billing.charging.clocks import CLOCK_TOLERANCE
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.clock import now as clock_now
@@ -330,27 +330,12 @@ def _form(item: _Judged, policy: DecisionPolicy, directory: LagoDirectory) -> Ev
 def _is_honoured(item: _Judged, energy_wh: int, policy: DecisionPolicy, directory: LagoDirectory) -> bool:
     """Whether Lago would count a negative event in full.
 
-    It lets no period's total fall below 0 and pays nothing back, in arrears as in advance. So the period
-    of the session must still be open, charged in arrears, and hold enough even if none of our positive
-    events that are still under way arrived.
+    The period of the session must still be open, charged in arrears, and hold enough.
     """
     chosen = item.chosen
     if chosen is None or chosen.charge.pay_in_advance or item.event_at != item.session.facts.stopped_at:
         return False
-    counted_wh = directory.counted_wh(chosen.row)
-    if counted_wh is None:
-        return False
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT coalesce(sum(energy_wh), 0) FROM usage_event"
-            " WHERE source_id = %s AND state = 'queued' AND energy_wh < 0 AND lago_subscription_id = %s",
-            [policy.source, chosen.row.lago_id],
-        )
-        (under_way_wh,) = cursor.fetchone()
-    honoured: bool = counted_wh + under_way_wh + directory.promised_wh(chosen.row) + energy_wh >= 0
-    if honoured:
-        directory.promise(chosen.row, energy_wh)
-    return honoured
+    return leaves_enough(policy.source, chosen.row, energy_wh, directory)
 
 
 # -- reading ----------------------------------------------------------------------------------------

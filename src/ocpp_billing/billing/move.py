@@ -17,6 +17,7 @@ from ocpp_billing.accounts import audit
 from ocpp_billing.billing.events import EventFacts, build_event, build_transaction_id
 from ocpp_billing.billing.models import Decision, UsageEvent
 from ocpp_billing.billing.outbox import restate_sessions
+from ocpp_billing.billing.taking_back import leaves_enough
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.effects import effect
@@ -110,7 +111,9 @@ def _plan(
         refund_by_hand=frozenset(
             old
             for (payer, old), energy_wh in billed.items()
-            if not _can_be_taken_back(rows[payer], charges, old, stopped_at, energy_wh, directory)
+            if not _can_be_taken_back(
+                rows[payer], charges, old, stopped_at, energy_wh, directory, policy.source
+            )
         ),
         to=to,
         event_at=event_at,
@@ -141,6 +144,7 @@ def _can_be_taken_back(
     at: datetime,
     energy_wh: int,
     directory: LagoDirectory,
+    source: str,
 ) -> bool:
     """Whether Lago would honour a negative event there: open, in arrears, and enough to take from."""
     row = next((row for row in rows if row.external_id == subscription and row.contains(at)), None)
@@ -149,10 +153,7 @@ def _can_be_taken_back(
     charge = charges.get(row.plan_code)
     if charge is None or charge.pay_in_advance:
         return False
-    if (directory.counted_wh(row) or 0) + directory.promised_wh(row) < energy_wh:
-        return False
-    directory.promise(row, -energy_wh)
-    return True
+    return energy_wh < 0 or leaves_enough(source, row, -energy_wh, directory)
 
 
 def carry_out_move(
