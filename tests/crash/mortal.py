@@ -68,7 +68,8 @@ class Mortal:
             return False
         finally:
             install_hook(None)
-            connection.close()
+            if self.is_dead:
+                connection.close()
         return True
 
     def __call__(self, name: str, phase: Phase) -> None:

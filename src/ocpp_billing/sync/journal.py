@@ -103,9 +103,9 @@ class RunJournal:
             StoppedError: instead of beginning, when the process is to stop.
         """
         self.fence.check()
-        with effect("db commit step"), announced(self.run.source_id) as cursor:
-            cursor.execute(_BEGIN_STEP, [self.run.pk, name, clock.now()])
-            ((step_id,),) = cursor.fetchall()
+        with effect("db commit step"), connection.cursor() as cursor:
+            cursor.execute(_BEGIN_STEP, [self.run.pk, name, clock.now(), PROGRESS, self.run.source_id])
+            ((step_id, _),) = cursor.fetchall()
         counted: dict[str, int] = {}
         error_text: str | None = None
         try:
@@ -119,9 +119,10 @@ class RunJournal:
         finally:
             for key, number in counted.items():
                 self.counts[key] = self.counts.get(key, 0) + number
-            with effect("db commit step"), announced(self.run.source_id) as cursor:
+            with effect("db commit step"), connection.cursor() as cursor:
                 written = msgspec.json.encode(counted).decode()
-                cursor.execute(_END_STEP, [clock.now(), written, error_text, step_id])
+                ended = [clock.now(), written, error_text, step_id, PROGRESS, self.run.source_id]
+                cursor.execute(_END_STEP, ended)
 
     def finish(self, delivery: str) -> SyncRun:
         """End the run: completed, partial (something set aside or left) or failed (a step had an error).
@@ -156,26 +157,28 @@ def kind_of(error: Exception) -> str:
     return f"{type(error).__module__.split('.')[1]}.{type(error).__name__}"
 
 
+# Whoever follows the run looks again after each. One statement, because it needs no transaction around it and
+# there are ten of them in every run.
 # A step that goes on after a decision of its own begins anew: it is one step of its run.
 _BEGIN_STEP = """
-INSERT INTO sync_step (run_id, name, started_at, counts) VALUES (%s, %s, %s, '{}')
-ON CONFLICT (run_id, name) DO UPDATE SET started_at = EXCLUDED.started_at, ended_at = NULL, error = NULL
-RETURNING id
+WITH begun AS (
+    INSERT INTO sync_step (run_id, name, started_at, counts) VALUES (%s, %s, %s, '{}')
+    ON CONFLICT (run_id, name) DO UPDATE SET started_at = EXCLUDED.started_at, ended_at = NULL, error = NULL
+    RETURNING id
+)
+SELECT id, pg_notify(%s, %s) FROM begun
 """
-_END_STEP = "UPDATE sync_step SET ended_at = %s, counts = %s, error = %s WHERE id = %s"
+_END_STEP = """
+WITH ended AS (
+    UPDATE sync_step SET ended_at = %s, counts = %s::jsonb, error = %s WHERE id = %s RETURNING id
+)
+SELECT pg_notify(%s, %s) FROM ended
+"""
 
 
 def _notify(cursor: Any, source: str) -> None:
     with effect("notify progress"):
         cursor.execute("SELECT pg_notify(%s, %s)", [PROGRESS, source])
-
-
-@contextmanager
-def announced(source: str) -> Iterator[Any]:
-    """A transaction after which whoever follows runs looks again; yields a cursor within it."""
-    with transaction.atomic(), connection.cursor() as cursor:
-        yield cursor
-        _notify(cursor, source)
 
 
 def begin_run(
