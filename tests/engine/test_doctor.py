@@ -12,7 +12,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.cli import main
 from ocpp_billing.doctor.findings import judge_clock
-from ocpp_billing.doctor.ours import misspelled_settings
+from ocpp_billing.doctor.ours import look_at_front_door, misspelled_settings
 from ocpp_billing.lago.contract import metric_faults
 from ocpp_billing.lago.wire import BillableMetric
 from ocpp_billing.simulators.server import Fault
@@ -226,3 +226,30 @@ def test_what_lago_would_not_bill_shows_in_the_metric(given, faults):
     found = metric_faults(BillableMetric(**{**metric, **given}))
     assert [fault.code for fault in found] == faults
     assert all(fault.breaks == (fault.code != "metric_rounds") and fault.do for fault in found)
+
+
+# -- the proxy before us ---------------------------------------------------------------------------------
+
+
+def test_a_proxy_that_opens_the_figures_to_everybody_is_found(world):
+    public = world.config(auth_url="https://billing.example.org")
+
+    def found(status):
+        return [
+            (one.level, one.code)
+            for one in look_at_front_door(public, {f"{public.auth_url}/metrics": status}.get)
+        ]
+
+    assert found(200) == [("warning", "metrics_open")]
+    assert found(401) == [("ok", "metrics_closed")]
+    assert found(502) == found(None) == []
+
+
+def test_the_front_door_is_asked_unless_it_is_on_this_machine(world, monkeypatch):
+    door = world.config(auth_url=world.lago.url)
+    assert look_at_front_door(door) == []
+    assert world.lago.requests == []
+    monkeypatch.setattr("ocpp_billing.doctor.ours.is_this_machine", lambda _host: False)
+    assert look_at_front_door(door) == []  # Lago's simulator has no such page
+    assert [(asked["method"], asked["path"]) for asked in world.lago.requests] == [("GET", "/metrics")]
+    assert look_at_front_door(world.config(auth_url=NOBODY)) == []

@@ -37,11 +37,17 @@ def doctor(config: Config, args: argparse.Namespace) -> int:
     """Look at everything, and say what to do."""
     with _ledger(config) as in_the_way:
         from ocpp_billing.doctor.lago import look_at_lago
-        from ocpp_billing.doctor.ours import look_at_database, look_at_settings, look_at_worker
+        from ocpp_billing.doctor.ours import (
+            look_at_database,
+            look_at_front_door,
+            look_at_settings,
+            look_at_worker,
+        )
         from ocpp_billing.doctor.steve import look_at_steve
         from ocpp_billing.sync.clients import lago_client, steve_client
 
         findings = look_at_settings(config, read_environment())
+        findings += look_at_front_door(config)
         if in_the_way is None:
             findings += look_at_database()
             findings += look_at_worker(config, clock.now())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpx2
 from django.db import connection
 
 from ocpp_billing import clock
@@ -14,16 +16,19 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.config import Config
 from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
+from ocpp_billing.effects import effect
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.proxies import is_this_machine
 from ocpp_billing.sync.liveness import worker_alive
 from ocpp_billing.sync.schedule import next_scheduled
+from ocpp_billing.tls import tls_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
 OLDEST_POSTGRESQL = 14
+FRONT_DOOR_TIMEOUT_S = 5.0
 # Variables that begin like this are meant for us, or are a misspelling of one that is.
 OUR_PREFIXES = ("STEVE_", "LAGO_", "SYNC_", "DELIVERY_", "BILLING_", "OCPP_BILLING_", "ALERT_", "AUTH_")
 RESEMBLES = 0.8
@@ -107,6 +112,40 @@ def _plain_text(config: Config) -> list[Finding]:
         and urlsplit(url).scheme == "http"
         and not is_this_machine(urlsplit(url).hostname or "")
     ]
+
+
+def look_at_front_door(config: Config, ask: Callable[[str], int | None] | None = None) -> list[Finding]:
+    """Whether figures that are meant for this machine are open to all who come through the proxy before it.
+
+    A proxy that says nothing of itself cannot be told from a program on this machine.
+
+    Args:
+        config: the settings.
+        ask: gives the status that an address answers, None when it does not; only tests say another one.
+    """
+    if is_this_machine(urlsplit(config.auth_url).hostname or ""):
+        return []
+    status = (ask or _status_of)(f"{config.auth_url.rstrip('/')}/metrics")
+    if status == HTTPStatus.OK:
+        return [
+            warning(
+                "settings",
+                "metrics_open",
+                f"{config.auth_url}/metrics is open to everybody.",
+                "Let the proxy set X-Forwarded-For, and close /metrics there.",
+            )
+        ]
+    if status == HTTPStatus.UNAUTHORIZED:
+        return [ok("settings", "metrics_closed", f"{config.auth_url}/metrics wants a token.")]
+    return []
+
+
+def _status_of(address: str) -> int | None:
+    try:
+        with effect("http self GET /metrics"):
+            return httpx2.get(address, timeout=FRONT_DOOR_TIMEOUT_S, verify=tls_context()).status_code
+    except httpx2.HTTPError:
+        return None
 
 
 def look_at_database() -> list[Finding]:
