@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ocpp_billing.accounts.models import AuditEntry, Role
+from ocpp_billing.billing.balance import counted_balance, read_balance
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.portal import queries
 from ocpp_billing.sync.models import SyncRun
@@ -76,18 +77,16 @@ def test_a_stuck_session_shows_what_its_meter_last_said(now):
     ledger.add_session(now, stopped_ago=None, state="stuck", evidence={"source": "x", "stop_wh": 41_500})
     ledger.add_session(now, stopped_ago=None, state="stuck", evidence={"source": "none", "stop_wh": None})
     ledger.add_session(now, stopped_ago=None, state="stuck", evidence=None)
-    (group,) = queries.attention_groups("main")
+    (group,) = queries.attention_groups("main", counted_balance("main"))
     assert (group.sessions, group.energy_wh, group.evidence_wh) == (3, 0, 40_500)
 
 
 def test_attention_adds_up_to_the_balance(now):
-    from ocpp_billing.billing.balance import read_balance
-
     ledger.fill(now)
     session = ledger.add_session(now, energy_wh=5_000, state="confirmed")
     ledger.add_event(session, now, energy_wh=-400, state="held", reason="refund_by_credit_note")
     type(session).objects.filter(pk=session.pk).update(state="held", reason="refund_by_credit_note")
-    balance, groups = read_balance("main"), queries.attention_groups("main")
+    balance, groups = read_balance("main"), queries.attention_groups("main", counted_balance("main"))
     for state in ("held", "stuck", "rejected"):
         found = [group for group in groups if group.state == state]
         assert sum(group.sessions for group in found) == balance.states[state].sessions

@@ -67,6 +67,7 @@ class Balance:
 
     ``states`` always has all eight states, in the ledger's order; ``negative`` are sessions whose stop
     register lies below the start register: they count 0 Wh in every sum, their own (negative) sum is here.
+    ``parts`` are the same sums as ``states`` and ``reasons``, by both at once; a kept one has none.
     """
 
     read: Amount
@@ -75,6 +76,7 @@ class Balance:
     negative: Amount
     malformed: int
     unexplained: Amount = field(default_factory=Amount)
+    parts: dict[tuple[str, str | None], Amount] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """As in ``ocpp-billing balance --json``."""
@@ -174,21 +176,6 @@ def counted_balance(source: str) -> Balance:
         return _balance(_by_key(cursor.fetchall()))
 
 
-def counted_parts(source: str) -> tuple[dict[tuple[str, str | None], Amount], Amount]:
-    """Sessions and energy by state and reason, and what was read, by the counters of one source."""
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNTERS, {"source": source})
-        counters = _by_key(cursor.fetchall())
-    parts: dict[tuple[str, str | None], Amount] = {}
-    read = Amount()
-    for (kind, state, reason), amount in counters.items():
-        if state is not None:
-            parts.setdefault((state, reason), Amount()).add(amount.sessions, amount.energy_wh)
-        elif kind == CounterKind.READ:
-            read.add(amount.sessions, amount.energy_wh)
-    return parts, read
-
-
 def _by_key(rows: Iterable[tuple[Any, ...]]) -> Counters:
     """Counters that count something."""
     counters = {(kind, state, reason): Amount(*amount) for kind, state, reason, *amount in rows}
@@ -200,10 +187,12 @@ def _balance(counters: Counters) -> Balance:
     totals = {kind: Amount() for kind in (*CounterKind.values, MISSTATED)}
     states = {state.value: Amount() for state in SessionState}
     reasons: dict[str, Amount] = {}
+    parts: dict[tuple[str, str | None], Amount] = {}
     for (kind, state, reason), amount in counters.items():
         totals[kind].add(amount.sessions, amount.energy_wh)
         if state is not None:
             states[state].add(amount.sessions, amount.energy_wh)
+            parts.setdefault((state, reason), Amount()).add(amount.sessions, amount.energy_wh)
         if reason:
             reasons.setdefault(reason, Amount()).add(amount.sessions, amount.energy_wh)
     read = totals[CounterKind.READ]
@@ -217,6 +206,7 @@ def _balance(counters: Counters) -> Balance:
             totals[MISSTATED].sessions + read.sessions - sum(amount.sessions for amount in states.values()),
             read.energy_wh - sum(amount.energy_wh for amount in states.values()),
         ),
+        parts=parts,
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from django.db import connection
 
-from ocpp_billing.billing.balance import Amount, counted_parts
+from ocpp_billing.billing.balance import Amount, counted_balance
 from ocpp_billing.billing.listing import (
     CHUNK_ROWS,
     SESSION_COLUMNS_SQL,
@@ -126,11 +126,11 @@ def total_parts(chosen: LedgerFilter) -> PartTotals:
         states, read = _add_up(chosen)
         return PartTotals(states, elsewhere, read if whole else None)
     states = {}
-    counted, read = counted_parts(chosen.source)
-    for (state, reason), amount in counted.items():
+    balance = counted_balance(chosen.source)
+    for (state, reason), amount in balance.parts.items():
         if (not chosen.states or state in chosen.states) and chosen.reason in {None, reason}:
             states.setdefault(state, Amount()).add(amount.sessions, amount.energy_wh)
-    return PartTotals(states, elsewhere, read if whole else None)
+    return PartTotals(states, elsewhere, balance.read if whole else None)
 
 
 # -- which parts: SQL over `s` (session), `e` (event) ---------------------------------------------------

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET
 from ocpp_billing import clock
 from ocpp_billing.api.ledger import end_of_tag
 from ocpp_billing.api.pages import csv_file
-from ocpp_billing.billing.balance import counted_parts
+from ocpp_billing.billing.balance import counted_balance
 from ocpp_billing.billing.listing import LedgerFilter
 from ocpp_billing.billing.parts import all_parted, list_parted, total_parts
 from ocpp_billing.mappings.models import LagoCustomer
@@ -158,8 +158,8 @@ def events(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
     """The list and its totals; with ``format=csv`` all of the filter as a file."""
     who = caller(request)
     source = settings.CONFIG.steve_source
-    counted, _read = counted_parts(source)
-    reasons = [reason for (_state, reason), amount in counted.items() if reason and amount]
+    parts = counted_balance(source).parts
+    reasons = [reason for (_state, reason), amount in parts.items() if reason and amount]
     form = EventFilter(request.GET, reasons=reasons, whole_tags=who.sees_tags)
     if not form.is_valid():
         nothing: dict[str, Any] = {"page": Page([], None, first=True), "totals": None}
@@ -182,7 +182,7 @@ def events(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         "page": Page([_row(parted, names) for parted in page.rows], page.next, page.first),
         "totals": totals,
         "states": _state_totals(totals),
-        "known": bool(counted),
+        "known": bool(parts),
         "by_parts": totals.read is None,
     }
     return render(request, "portal/billing_events.html", _frame(request, form) | context)

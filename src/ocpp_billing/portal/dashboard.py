@@ -30,14 +30,14 @@ def _state_rows(balance: Balance) -> list[dict[str, Any]]:
     return [{"words": words, "amount": balance.states[state]} for state, words in wording.STATES.items()]
 
 
-def _attention_rows(source: str) -> list[dict[str, Any]]:
+def _attention_rows(source: str, balance: Balance) -> list[dict[str, Any]]:
     return [
         {
             "group": group,
             "words": wording.of_reason(group.state, group.reason),
             "state": wording.STATES[group.state],
         }
-        for group in queries.attention_groups(source)
+        for group in queries.attention_groups(source, balance)
     ]
 
 
@@ -50,6 +50,7 @@ def dashboard(request: HttpRequest) -> HttpResponse:
     # Before anything is read: what changes meanwhile is announced, at worst once too often.
     mark = current_mark(source)
     balance, proof = counted_balance(source), last_proof(source)
+    mapped = queries.count_mappings(source, now)
     today, week = queries.today_and_week(source, now, zone)
     days, energies_wh = queries.energy_by_day(source, now, zone, CHART_DAYS)
     context = {
@@ -61,12 +62,12 @@ def dashboard(request: HttpRequest) -> HttpResponse:
         "accounted_for": not balance.unexplained.sessions and not balance.unexplained.energy_wh,
         "states": _state_rows(balance),
         "bar": charts.stack({state: balance.states[state].energy_wh for state in wording.STATES}),
-        "attention": _attention_rows(source),
+        "attention": _attention_rows(source, balance),
         "today": today,
         "week": week,
-        "mappings": queries.count_mappings(source, now),
+        "mappings": mapped,
         "chart": charts.day_chart(days, energies_wh, list(wording.STATES), CHART_HEIGHT_PX),
         "runs": [describe(run) for run in queries.recent_runs(source, RECENT_RUNS)],
-        "progress": read_progress(settings.CONFIG),
+        "progress": read_progress(settings.CONFIG, mapped.total),
     }
     return draw_live(request, "dashboard", context)

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import connection
 
 from ocpp_billing.alerts.conditions import CONTRACT_BROKEN
-from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL, counted_parts
+from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
 from ocpp_billing.sync.liveness import SILENT_AFTER, worker_alive
@@ -18,6 +18,8 @@ from ocpp_billing.sync.models import Alert, RunStatus, SyncRun
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
+
+    from ocpp_billing.billing.balance import Balance
 
 
 def _rows(sql: str, bound: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -137,7 +139,7 @@ GROUP BY state, reason
 """
 
 
-def attention_groups(source: str) -> list[AttentionGroup]:
+def attention_groups(source: str, balance: Balance) -> list[AttentionGroup]:
     """What needs a person, most energy at stake first.
 
     Sessions and energy are the counters of the balance: they add up to the table beside them.
@@ -146,9 +148,8 @@ def attention_groups(source: str) -> list[AttentionGroup]:
         (state, reason): (since, evidence_wh)
         for state, reason, since, evidence_wh in _rows(_WAITING, {"source": source})
     }
-    counted, _read = counted_parts(source)
     groups = []
-    for (state, reason), amount in counted.items():
+    for (state, reason), amount in balance.parts.items():
         if amount and state in {"held", "rejected", "stuck"}:
             since, evidence_wh = waiting.get((state, reason), (None, 0))
             groups.append(

@@ -92,8 +92,8 @@ class Progress:
         return next((number for number, done in enumerate(self.steps, 1) if not done), None)
 
 
-def read_progress(config: Config) -> Progress:
-    """How far the set-up of the configured source is."""
+def read_progress(config: Config, mapped: int) -> Progress:
+    """How far the set-up of the configured source is, with so many tags mapped."""
     source = Source.objects.filter(name=config.steve_source).first()
     delivery = DeliveryControl.objects.filter(source_id=config.steve_source).first()
     # Pinned when Lago was reached for the first time.
@@ -104,7 +104,7 @@ def read_progress(config: Config) -> Progress:
         release=str(capabilities.get("release", "")),
         reached=pinned is not None,
         organization=(delivery and delivery.lago_organization_name) or pinned or "",
-        mapped=queries.count_mappings(config.steve_source, clock.now()).total,
+        mapped=mapped,
         delivery=control.status_of(config, delivery),
     )
 
@@ -114,7 +114,8 @@ def read_progress(config: Config) -> Progress:
 def setup(request: HttpRequest) -> HttpResponse:
     """The checklist; ``?check=`` asks one of the systems now, for browsers without JavaScript."""
     config = settings.CONFIG
-    progress = read_progress(config)
+    mapped = queries.count_mappings(config.steve_source, clock.now()).total
+    progress = read_progress(config, mapped)
     balance = counted_balance(config.steve_source)
     asked = request.GET.get("check", "")
     context: dict[str, Any] = {
