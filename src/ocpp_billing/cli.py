@@ -104,7 +104,7 @@ def _understood(error: Exception) -> str | None:
     from ocpp_billing.billing.control import ControlError
     from ocpp_billing.billing.move import MoveError
     from ocpp_billing.charging.pseudonyms import PseudonymError
-    from ocpp_billing.database import FenceError
+    from ocpp_billing.database import FenceError, first_line, is_disk_full, why_away
     from ocpp_billing.lago.errors import LagoError
     from ocpp_billing.mappings.store import MappingError
     from ocpp_billing.steve.errors import SteveError
@@ -114,10 +114,15 @@ def _understood(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, FenceError):
         return f"{error}. The other worker goes on with the work."
+    if is_disk_full(error):
+        return why_away(error)
     if isinstance(error, (OperationalError, InterfaceError)) or "psycopg.OperationalError" in repr(
         type(error)
     ):
-        return f"The database cannot be used: {str(error).strip()}. Check DATABASE_URL."
+        return (
+            f"The database cannot be used: {first_line(error)}. Check DATABASE_URL, and that PostgreSQL runs:"
+            " why the embedded one does not is in the log of ocpp-billing up."
+        )
     if isinstance(error, OSError) and error.filename and not isinstance(error, DatabaseError):
         return f"{error.filename}: {error.strerror}."
     return None

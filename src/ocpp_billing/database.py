@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from ocpp_billing.effects import effect
 
@@ -107,3 +107,47 @@ def refresh_statistics(*tables: str) -> None:
     """
     with effect("db commit statistics"), connection.cursor() as cursor:
         cursor.execute("ANALYZE " + ", ".join(tables))
+
+
+DISK_IS_FULL = "The disk of the database is full: nothing can be written. Nothing is lost."
+MAKE_ROOM = (
+    "Make room on it, outside of PostgreSQL's own folder (docs/operations.md, When the disk is full). "
+    "Everything goes on by itself then."
+)
+# The rows of a function go to a temporary file when they do not fit into the memory allowed.
+_TO_A_FILE = "SELECT set_config('work_mem', '64kB', true), set_config('temp_tablespaces', '', true)"
+_WRITE = "SELECT count(*) FROM generate_series(1, 50000)"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the database, psycopg's or Django's, says that its disk is full."""
+    return isinstance(error, psycopg.errors.DiskFull) or isinstance(error.__cause__, psycopg.errors.DiskFull)
+
+
+def why_away(error: Exception) -> str:
+    """Why the database cannot be used, in a sentence for the operator."""
+    if is_disk_full(error):
+        return f"{DISK_IS_FULL} {MAKE_ROOM}"
+    return f"The database went away: {first_line(error)}."
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what the driver says, without the full stop that sentences of ours add."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")
+
+
+def has_room() -> bool:
+    """Whether the database can write about a megabyte more: to a temporary file, so that nothing is left.
+
+    What is in a table that exists may be changed on a full disk for a while, and nothing can be added.
+    """
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(_TO_A_FILE)
+            cursor.execute(_WRITE)
+    except OperationalError as error:
+        if is_disk_full(error):
+            return False
+        raise
+    return True

@@ -3,6 +3,7 @@
 from django.urls import URLPattern, URLResolver, include, path
 
 from ocpp_billing.api.application import api
+from ocpp_billing.portal.broken import broken
 from ocpp_billing.portal.health import healthz
 from ocpp_billing.portal.monitoring import metrics, readyz
 
@@ -14,3 +15,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/", api.urls),
     path("", include("ocpp_billing.portal.urls")),
 ]
+
+handler500 = broken

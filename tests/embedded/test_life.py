@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
+from ocpp_billing.embedded import serverfiles
 from ocpp_billing.embedded.postgres import (
     AlreadyRunningError,
     EmbeddedPostgres,
@@ -152,6 +153,38 @@ def test_the_owner_notices_that_the_server_died_and_can_start_it_again(data: Pat
         assert postgres.wait(10) == -signal.SIGKILL
         assert postgres.returncode == -signal.SIGKILL
         assert ask(postgres.start(), "SELECT 1") == 1
+
+
+def test_a_server_that_ended_by_itself_comes_back_at_the_same_address(data: Path) -> None:
+    with EmbeddedPostgres(data, settings=FAST) as postgres:
+        url = postgres.url
+        assert not postgres.ended_by_itself
+        os.kill(postgres.pid, signal.SIGKILL)
+        postgres.wait(10)
+        assert postgres.ended_by_itself
+        (damaged := data / "postgres-18" / "global" / "pg_control").rename(data / "aside")
+        for _ in range(2):  # it cannot start now, and is tried again
+            with pytest.raises(StartFailedError):
+                postgres.revive()
+            assert postgres.ended_by_itself
+        (data / "aside").rename(damaged)
+        postgres.revive()
+        assert ask(url, "SELECT 1") == 1
+        pid = postgres.pid
+        postgres.revive()  # nothing to do
+        assert (postgres.pid, postgres.ended_by_itself) == (pid, False)
+        assert running_url(data) == url
+    assert not postgres.ended_by_itself
+    assert not socket_folder(url).exists()
+
+
+def test_a_full_disk_is_named_even_where_the_log_cannot_be_written(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serverfiles, "NEEDED_MB", 1_000_000_000_000)
+    (data / "postgres-18" / "global" / "pg_control").unlink()
+    with pytest.raises(StartFailedError, match=r"That disk is full: \d+ MB are left\. Make room on it"):
+        EmbeddedPostgres(data, settings=FAST).start()
 
 
 def test_the_thread_that_started_it_may_end(data: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_dead_database_is_named(world, tmp_path):
     done = run_command("balance", settings={**world.environment(), "DATABASE_URL": address})
     assert done.returncode == 1
     assert "The database cannot be used" in done.stderr
-    assert "Check DATABASE_URL." in done.stderr
+    assert "Check DATABASE_URL, and that PostgreSQL runs" in done.stderr
 
 
 def test_a_database_that_was_never_set_up_says_what_to_run(world):

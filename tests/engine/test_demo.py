@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -121,6 +123,22 @@ def test_up_serves_everything_until_ctrl_c_and_leaves_no_process(data, port, tmp
         assert json.loads(balance.stdout)["read"] == {"sessions": 0, "energy_wh": 0}
         assert up.interrupt() == 0
         assert up.members() == set()
+    assert processes_naming(str(data)) == []
+    assert "Traceback" not in up.said()
+
+
+def test_up_starts_a_database_again_that_ended(data, port, tmp_path):
+    arguments = ("up", "--port", str(port))
+    with running(*arguments, settings=settings(data), log=tmp_path / "log") as up:
+        up.says("worker leads")
+        (postgres,) = (data / "postgres-18").glob("postmaster.pid")
+        os.kill(int(postgres.read_text().splitlines()[0]), signal.SIGKILL)
+        up.says("PostgreSQL ended")
+        up.says("PostgreSQL runs again")
+        eventually(lambda: up.said().count("worker leads") == 2, up.said)
+        done = run_command("balance", "--json", settings=settings(data))
+        assert json.loads(done.stdout)["read"] == {"sessions": 0, "energy_wh": 0}
+        assert up.interrupt() == 0
     assert processes_naming(str(data)) == []
     assert "Traceback" not in up.said()
 

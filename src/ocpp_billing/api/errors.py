@@ -15,6 +15,7 @@ from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ocpp_billing.accounts.people import PeopleConflictError, PeopleError
 from ocpp_billing.accounts.tokens import TokenError
 from ocpp_billing.billing.review import ReviewError
+from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, is_disk_full
 from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.log import get_logger
 from ocpp_billing.mappings.store import MappingConflictError, MappingError
@@ -103,9 +104,9 @@ def answer_errors(api: NinjaAPI) -> None:
         (Http404, _not_found),
         (ObjectDoesNotExist, _not_found),
         (RequestDataTooBig, _too_big),
-        (OperationalError, _database_away),
-        (InterfaceError, _database_away),
-        (Exception, _unexpected),
+        (OperationalError, database_away),
+        (InterfaceError, database_away),
+        (Exception, unexpected),
     ]
     for kind, handler in own:
         api.add_exception_handler(kind, handler)
@@ -156,14 +157,17 @@ def _too_big(_request: HttpRequest, _error: Exception) -> HttpResponse:
     return error_response(413, "too_big", "The body is too big: send less at once.")
 
 
-def _database_away(_request: HttpRequest, error: Exception) -> HttpResponse:
+def database_away(_request: HttpRequest, error: Exception) -> HttpResponse:
+    """503: the database is away, or its disk is full."""
     log.warning("database away", action="api.database", error=type(error).__name__)
+    if is_disk_full(error):
+        return error_response(503, "database_full", f"{DISK_IS_FULL} {MAKE_ROOM}", Retry_After="60")
     return error_response(
         503, "database_unreachable", "The database does not answer. Try again in a moment.", Retry_After="5"
     )
 
 
-def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
+def unexpected(request: HttpRequest, error: BaseException | None) -> HttpResponse:
     """The outermost boundary: what nobody foresaw is logged in full and told in a sentence."""
     log.error("unexpected", action="api.unexpected", path=request.path, exc_info=error)
     return error_response(

@@ -117,12 +117,7 @@ def _ledger(config: Config) -> Iterator[Finding | None]:
     except Exception as error:
         if not _is_of_the_database(error):
             raise
-        in_the_way = problem(
-            "database",
-            "unreachable",
-            f"The database cannot be used: {str(error).strip()}",
-            "Check DATABASE_URL, and that PostgreSQL runs and is reachable from here.",
-        )
+        in_the_way = _unusable_database(error)
     else:
         try:
             yield None
@@ -130,6 +125,22 @@ def _ledger(config: Config) -> Iterator[Finding | None]:
             opened.__exit__(None, None, None)
         return
     yield in_the_way
+
+
+def _unusable_database(error: Exception) -> Finding:
+    from ocpp_billing.database import first_line, is_disk_full
+    from ocpp_billing.doctor.findings import problem
+    from ocpp_billing.doctor.ours import disk_full
+
+    if is_disk_full(error):
+        return disk_full()
+    return problem(
+        "database",
+        "unreachable",
+        f"The database cannot be used: {first_line(error)}.",
+        "Check DATABASE_URL, and that PostgreSQL runs and is reachable from here: why the embedded one does "
+        "not run is in the log of ocpp-billing up.",
+    )
 
 
 def _is_of_the_database(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from ocpp_billing.alerts.channels import channels_of, incomplete
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.config import Config
+from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, has_room
 from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
 from ocpp_billing.effects import effect
 from ocpp_billing.energy import say_kwh
@@ -168,7 +169,13 @@ def look_at_database() -> list[Finding]:
         )
     else:
         found = ok("database", "postgresql", f"PostgreSQL {version} answers and has this version's schema.")
-    return [found, *judge_clock("database", theirs, now, now - before)]
+    full = [] if has_room() else [disk_full()]
+    return [found, *full, *judge_clock("database", theirs, now, now - before)]
+
+
+def disk_full() -> Finding:
+    """The database answers, and cannot write."""
+    return problem("database", "disk_full", DISK_IS_FULL, MAKE_ROOM)
 
 
 def look_at_worker(config: Config, now: datetime) -> list[Finding]:

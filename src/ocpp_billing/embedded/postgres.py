@@ -43,6 +43,7 @@ from ocpp_billing.embedded.serverfiles import (
     make_log_folder,
     make_private_folder,
     make_socket_folder,
+    say_no_room,
     sync_folder,
     write_access_files,
 )
@@ -172,6 +173,29 @@ class EmbeddedPostgres:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether it was started, was not stopped, and does not run: a full disk or a kill ended it."""
+        return self._url is not None and (self._child is None or self._child.returncode is not None)
+
+    def revive(self) -> None:
+        """Start a server again that ended by itself; :attr:`url` and the hold on the folder stay.
+
+        Does nothing while it runs, or when it is not started.
+
+        Raises:
+            EmbeddedPostgresError: it does not start now; it may later, when the cause is mended.
+        """
+        place, folder = self._place, self._socket_folder
+        if not self.ended_by_itself or place is None or folder is None:
+            return
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+        self._await_predecessor(place)
+        clear_foreign_pid_file(place.cluster)
+        self._run(place, folder)
 
     def stop(self) -> None:
         """Shut the server down and let go of the data folder; does nothing when there is none.
@@ -304,7 +328,7 @@ class EmbeddedPostgres:
             if "shared memory block" not in output or time.monotonic() > retry_until:
                 raise StartFailedError(
                     f"PostgreSQL did not start on {place.cluster}: {_reason_in(output)}. Its log is in "
-                    f"{log_folder}."
+                    f"{log_folder}.{say_no_room(place.home)}"
                 )
             time.sleep(0.1)
         threading.Thread(

@@ -23,6 +23,7 @@ PORT = 5432  # only part of the socket's name
 SOCKET = f".s.PGSQL.{PORT}"
 SOCKET_PATH_LIMIT_BYTES = 107  # sockaddr_un.sun_path without its final zero, unix(7)
 LOG_FILE_LIMIT_MB = 10
+NEEDED_MB = 40  # PostgreSQL writes its log of changes in files of 16 MB, and the next one ahead of time
 _LOG_FILES_KEPT = 7
 _PRUNE_EVERY_S = 60.0
 _SHORT_BASE_BYTES = 60
@@ -34,6 +35,23 @@ def cannot_write(home: Path, error: OSError) -> DataFolderError:
         f"The database in {home} cannot be written ({error.strerror}: {error.filename}). Make it writable "
         "or make room on that disk, or choose another folder with OCPP_BILLING_DATA_DIR."
     )
+
+
+def room_mb(folder: Path) -> int | None:
+    """How much can still be written to the disk of a folder, in MB; None when that cannot be found out."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize // 1_000_000
+
+
+def say_no_room(folder: Path) -> str:
+    """A sentence to add when the disk of the database is too full for PostgreSQL, else ""."""
+    room = room_mb(folder)
+    if room is None or room >= NEEDED_MB:
+        return ""
+    return f" That disk is full: {room} MB are left. Make room on it, outside of PostgreSQL's own folder."
 
 
 def make_private_folder(folder: Path, user: ServerUser) -> None:

@@ -23,6 +23,7 @@ from ocpp_billing import clock
 from ocpp_billing.api.auth import may_monitor
 from ocpp_billing.api.errors import ApiError, error_response
 from ocpp_billing.billing.balance import counted_balance, last_proof
+from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, has_room
 from ocpp_billing.log import get_logger
 from ocpp_billing.metrics import read_metrics
 from ocpp_billing.sync.liveness import worker_alive
@@ -42,11 +43,14 @@ CLOSED = (
 @never_cache
 @require_safe
 def readyz(request: HttpRequest) -> HttpResponse:
-    """200 when the database answers and has the schema of this version, else 503."""
+    """200 when the database answers, has the schema of this version and can be written, else 503."""
     try:
-        missing = missing_migrations()
-        ready = not missing
-        problem = None if ready else "The database has another schema. Run: ocpp-billing migrate"
+        problem = None
+        if missing_migrations():
+            problem = "The database has another schema. Run: ocpp-billing migrate"
+        elif not has_room():
+            problem = f"{DISK_IS_FULL} {MAKE_ROOM}"
+        ready = problem is None
         details = _details() if ready and may_monitor(request) else {}
     except DatabaseError as error:
         log.warning("database away", action="readyz.database", error=type(error).__name__)

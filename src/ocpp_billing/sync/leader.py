@@ -62,6 +62,7 @@ class Leader:
         heartbeat: its sign of life.
         stopping: set when the process is to stop.
         wake_fd: can be read when it is to stop.
+        lost: why this process lost the database before this term; None when it did not.
     """
 
     config: Config
@@ -70,6 +71,7 @@ class Leader:
     heartbeat: Heartbeat
     stopping: threading.Event
     wake_fd: int
+    lost: str | None = None
     schedule: Schedule = field(init=False)
     dues: Dues = field(init=False)
     _clients: ExitStack = field(default_factory=ExitStack)
@@ -114,6 +116,9 @@ class Leader:
         """Complete what a leader that is gone had begun; or run because the worker starts, if wanted."""
         source = self.config.steve_source
         with leader_transaction(self.name):
+            if self.lost is not None:
+                why = f"{self.lost} The run ended in the middle; the next one completes it."
+                end_abandoned_runs(source, why=why, worker=self.name)
             end_abandoned_runs(source)
         latest = SyncRun.objects.filter(source_id=source).exclude(status="requested").order_by("-id").first()
         if latest is not None and latest.status == "interrupted":

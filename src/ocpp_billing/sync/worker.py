@@ -8,6 +8,7 @@ What a leader does in which order is in :mod:`ocpp_billing.sync.leader`; what a 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from django.db import connection
 
 from ocpp_billing.billing import control
 from ocpp_billing.config import ConfigError
-from ocpp_billing.database import FenceError
+from ocpp_billing.database import FenceError, why_away
 from ocpp_billing.log import get_logger
 from ocpp_billing.sync.clients import open_clients
 from ocpp_billing.sync.heartbeat import DATABASE_GONE, Heartbeat, say_good_bye
@@ -42,8 +43,10 @@ log = get_logger(__name__)
 
 # A standby asks for the lock so often: a leader that died has given it back at once.
 STANDBY_TRIES_EVERY_S = 0.2
-# While the database is away the worker tries again, ever more slowly.
+# While the database is away, or cannot be written, the worker tries again, ever more slowly. One that
+# lets us in and fails soon after, such as one whose disk is full, has not come back.
 FIRST_RECONNECT_S, LONGEST_RECONNECT_S = 0.2, 10.0
+BACK_AFTER_S = 20.0
 # What is under way when the process is told to stop has so long; then it is handed back. Docker kills
 # after 10 seconds.
 GRACE_S = 6.0
@@ -68,6 +71,7 @@ class Worker:
     config: Config
     name: str = field(default_factory=worker_name)
     stopping: threading.Event = field(default_factory=threading.Event)
+    _lost: str | None = None
     _wake: socket.socket | None = None
     _told: set[int] = field(default_factory=set)
     _ended: threading.Event = field(default_factory=threading.Event)
@@ -92,23 +96,29 @@ class Worker:
     def _work(self, heartbeat: Heartbeat, woken: socket.socket) -> None:
         reconnect_s = FIRST_RECONNECT_S
         while not self.stopping.is_set():
+            connected_s = math.inf
+            why: str | None = None
             try:
                 with Leadership(self.config.steve_source, self.name) as leadership:
                     leadership.connect(CHANNEL)
-                    reconnect_s = FIRST_RECONNECT_S
+                    connected_s = time.monotonic()
                     self._serve(leadership, heartbeat, woken.fileno())
+                continue
             except DATABASE_GONE as error:
-                log.warning("database away", action="worker.database", error=str(error).strip())
-                self.stopping.wait(reconnect_s)
-                reconnect_s = min(reconnect_s * 2, LONGEST_RECONNECT_S)
+                why = why_away(error)
+                log.warning("database away", action="worker.database", error=why)
             except FenceError as error:
                 log.warning("leadership lost", action="worker.lost", error=str(error))
+                continue
             except Exception:  # the outermost loop: the worker does not exit by itself
                 log.exception("unexpected error", action="worker.error")
-                self.stopping.wait(reconnect_s)
-                reconnect_s = min(reconnect_s * 2, LONGEST_RECONNECT_S)
             finally:
                 connection.close()
+            if time.monotonic() - connected_s > BACK_AFTER_S:
+                reconnect_s, self._lost = FIRST_RECONNECT_S, None
+            self._lost = self._lost or why  # what came first explains the rest
+            self.stopping.wait(reconnect_s)
+            reconnect_s = min(reconnect_s * 2, LONGEST_RECONNECT_S)
 
     def _serve(self, leadership: Leadership, heartbeat: Heartbeat, wake_fd: int) -> None:
         """Stand by until the lock is ours, then lead until told to stop or the lock is lost."""
@@ -119,7 +129,7 @@ class Worker:
                 return
         heartbeat.lead(leadership.backend_pid)
         log.info("worker leads", action="worker.lead", worker=self.name)
-        Leader(self.config, self.name, leadership, heartbeat, self.stopping, wake_fd).lead()
+        Leader(self.config, self.name, leadership, heartbeat, self.stopping, wake_fd, self._lost).lead()
 
     def _stand_by(self, leadership: Leadership, wake_fd: int) -> bool:
         """Wait for the lock, and take it from a leader that is frozen; False when told to stop."""
