@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 
 from ocpp_billing.billing.adopt import adopt_events
-from ocpp_billing.billing.control import ControlError, go_live, preview_go_live
+from ocpp_billing.billing.control import ControlError, go_live, preview_go_live, read_status
 from ocpp_billing.sync.clients import open_clients
-from tests.world import back_up_ledger, restore_ledger
+from tests.world import back_up_ledger, empty_ledger, restore_ledger
 
 HOUR = timedelta(hours=1)
 
@@ -210,3 +210,18 @@ def test_a_ledger_from_before_the_metric_changed_learns_what_was_sent_for_the_ol
     assert world.lago_wh_by_session() == {known: 2_000, forgotten: 3_000}
     assert world.state_of(forgotten) == ("confirmed", None)
     world.assert_conserved()
+
+
+def test_nothing_is_adopted_under_a_metric_that_lago_does_not_have(world):
+    world.payer("TAG-ALICE", "alice")
+    world.go_live()
+    world.session("TAG-ALICE", energy_wh=2_000)
+    world.sync()
+    empty_ledger()
+    world.go_live()
+    world.pause()
+    world.sync()
+    config = world.config(lago_metric_code="misspelt")
+    with open_clients(config) as (_, lago), pytest.raises(ControlError, match="LAGO_METRIC_CODE is misspelt"):
+        adopt_events(config, lago, by="test", say=str)
+    assert read_status(config).mode == "paused"

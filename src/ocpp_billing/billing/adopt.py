@@ -155,8 +155,8 @@ def _events_of_source(config: Config, lago: LagoClient) -> Iterator[tuple[str, E
     """All events of this source, each with the property that holds its kWh; of all metrics it ever sent for.
 
     Raises:
-        ControlError: when it is not known which property that is: adopted as nothing, what an event says
-            would be billed once more.
+        ControlError: when Lago knows no such metric, or it is not known which property that is: what is
+            not read back, or adopted as nothing, would be billed once more.
     """
     prefix = f"steve:{config.steve_source}:"
     sent = UsageEvent.objects.filter(source=config.steve_source, attempts__gt=0)
@@ -165,6 +165,11 @@ def _events_of_source(config: Config, lago: LagoClient) -> Iterator[tuple[str, E
     fields |= dict(latest.values_list("metric_code", "field_name"))
     for code, last_sent in fields.items():
         metric = lago.metric(code)
+        if metric is None and last_sent is None:
+            raise control.ControlError(
+                f"LAGO_METRIC_CODE is {code}, which Lago does not have and nothing was sent for: nothing can be "
+                "read back by it. Set the code that the events were sent for, then adopt again."
+            )
         field_name = (metric and metric.field_name) or last_sent
         for event in lago.events(metric=code, per_page=500):
             if event.transaction_id.startswith(prefix):

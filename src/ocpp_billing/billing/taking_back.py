@@ -15,7 +15,9 @@ def leaves_enough(source: str, row: SubscriptionRow, energy_wh: int, directory: 
     """Whether the row's open period holds so much; if so, it is promised for the rest of the run.
 
     Lago lets no period's total fall below 0 and pays nothing back. So it must hold enough even if all of our
-    negative events that are still under way arrive, and none of the positive ones.
+    negative events that are still under way arrive, and none of the positive ones. What it accepted and was
+    not seen to count is under way, too: it counts from a cache that is older than its answer. Where that
+    makes a difference the correction waits for the confirmation.
 
     Args:
         source: name of the StEvE.
@@ -29,7 +31,8 @@ def leaves_enough(source: str, row: SubscriptionRow, energy_wh: int, directory: 
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT coalesce(sum(energy_wh), 0) FROM usage_event"
-            " WHERE source_id = %s AND state = 'queued' AND energy_wh < 0 AND lago_subscription_id = %s",
+            " WHERE source_id = %s AND state IN ('queued', 'accepted') AND energy_wh < 0"
+            " AND lago_subscription_id = %s",
             [source, row.lago_id],
         )
         (under_way_wh,) = cursor.fetchone()
