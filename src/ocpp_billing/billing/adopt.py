@@ -167,8 +167,8 @@ def _events_of_source(config: Config, lago: LagoClient) -> Iterator[tuple[str, E
         metric = lago.metric(code)
         if metric is None and last_sent is None:
             raise control.ControlError(
-                f"LAGO_METRIC_CODE is {code}, which Lago does not have and nothing was sent for: nothing can be "
-                "read back by it. Set the code that the events were sent for, then adopt again."
+                f"LAGO_METRIC_CODE is {code}, which Lago does not have and nothing was sent for: nothing can "
+                "be read back by it. Set the code that the events were sent for, then adopt again."
             )
         field_name = (metric and metric.field_name) or last_sent
         for event in lago.events(metric=code, per_page=500):
