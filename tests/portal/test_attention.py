@@ -75,7 +75,7 @@ def test_what_waits_is_grouped_by_cause_and_by_what_mends_it(operator, now):
     page = text_of(operator.get("/attention"))
     assert "4 sessions wait for a person" in page
     assert "<strong>13.000 kWh</strong> at stake" in page
-    assert "no mapping of the tag was valid" in page
+    assert "No mapping of the tag was valid" in page
 
 
 def test_the_energy_of_a_cause_is_that_of_the_parts_that_wait(now):
@@ -125,7 +125,7 @@ def test_the_contract_finding_says_which_plan_to_mend(operator, now):
         customer="alice",
         says="the plan basic has no charge for ev_charging_kwh; add it in Lago",
     )
-    assert "the plan basic has no charge for ev_charging_kwh" in text_of(operator.get("/attention"))
+    assert "The plan basic has no charge for ev_charging_kwh" in text_of(operator.get("/attention"))
 
 
 def test_ten_thousand_tags_make_no_long_page(operator, now):
@@ -392,3 +392,13 @@ def test_a_viewer_may_look_and_may_not_act(signed_in, now):
         assert viewer.get(path).status_code == 403
         assert viewer.post(path, {"note": "x"}).status_code == 403
     assert not Ruling.objects.exists()
+
+
+@pytest.mark.parametrize("path", ["/attention", "/attention/held/identity_conflict"])
+def test_a_decision_that_names_a_tag_does_not_name_it_to_a_viewer(signed_in, now, path):
+    says = "StEvE now shows OTHER-CARD-2222 under the number of CARD-1111"
+    held(now, "identity_conflict", tag="CARD-1111", says=says)
+    assert says in text_of(signed_in(Role.OPERATOR).get(path))
+    shown = text_of(signed_in(Role.VIEWER).get(path))
+    assert "CARD-" not in shown
+    assert "…1111" in shown

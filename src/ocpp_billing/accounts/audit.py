@@ -82,7 +82,7 @@ def find_entries(
         who: part of the actor's name, in any case.
         action: the code or how it begins: ``mapping.create``, ``mapping.``.
         target: exactly.
-        mentions: part of the target, in any case.
+        mentions: words of which each is a part of the target, in any case: ``TAG-7``, ``tag TAG-7``.
     """
     given = {
         "at__gte": since,
@@ -91,9 +91,10 @@ def find_entries(
         "actor__icontains": who,
         "action__startswith": action,
         "target": target,
-        "target__icontains": mentions,
     }
     rows = AuditEntry.objects.filter(**{name: value for name, value in given.items() if value is not None})
+    for word in (mentions or "").split():
+        rows = rows.filter(target__icontains=word)
     return rows.order_by("-pk")
 
 

@@ -67,7 +67,7 @@ def _version(lago: LagoClient) -> Finding:
             "Lago",
             "version_unknown",
             f"Its version is unknown: /health does not answer as Lago's does ({error})",
-            "Nothing, as long as everything below is fine.",
+            "Nothing has to be done as long as everything below is fine.",
         )
     numbers = re.match(r"v?([0-9]+)\.([0-9]+)", version or "")
     if numbers is None:

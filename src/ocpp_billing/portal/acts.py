@@ -43,6 +43,7 @@ from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import find_here, needs, person
 from ocpp_billing.portal.act_words import act_words, close_words, was_done, will_do
+from ocpp_billing.portal.decision_words import in_peoples_units
 from ocpp_billing.portal.format import kwh, stamp
 from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.way_back import way_back
@@ -247,8 +248,13 @@ def evidence_words(session: ChargingSession) -> str:
         "at": stamp(finding.at, clock.now()) if finding.at else "?",
     }
     if finding.source == "next_start":
-        return _("The next session on the connector began at %(register)s kWh: ≈ %(energy)s kWh.") % given
-    return _("Its last meter value was %(register)s kWh (%(at)s): ≈ %(energy)s kWh.") % given
+        return (
+            _(
+                "The next session on the connector began at %(register)s kWh: ≈\N{NO-BREAK SPACE}%(energy)s kWh."
+            )
+            % given
+        )
+    return _("Its last meter value was %(register)s kWh (%(at)s): ≈\N{NO-BREAK SPACE}%(energy)s kWh.") % given
 
 
 # -- doing it --------------------------------------------------------------------------------------------
@@ -339,7 +345,9 @@ def _show(
         "will_do": will_do(act, session.reason, named, at_stake_wh(session), evident_wh(session)),
         "state": wording.STATES[session.state],
         "reason": wording.of_reason(session.state, session.reason),
-        "says": session.decisions.order_by("-id").values_list("says", flat=True).first() or "",
+        "says": in_peoples_units(
+            session.decisions.order_by("-id").values_list("says", flat=True).first() or ""
+        ),
         "form": form,
         "back": back,
     }

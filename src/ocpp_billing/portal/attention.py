@@ -20,6 +20,7 @@ from django.views.decorators.vary import vary_on_headers
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.api.ledger import without_tag
 from ocpp_billing.billing import review
 from ocpp_billing.billing.bulk import at_stake_wh, order_each
 from ocpp_billing.billing.customers import verify_payer
@@ -31,7 +32,7 @@ from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import inbox, wording
-from ocpp_billing.portal.access import needs, person, seen_tag
+from ocpp_billing.portal.access import caller, needs, person, seen_tag
 from ocpp_billing.portal.act_words import act_words, was_ordered, will_do
 from ocpp_billing.portal.acts import (
     FORMS,
@@ -42,6 +43,7 @@ from ocpp_billing.portal.acts import (
     evident_wh,
     map_address,
 )
+from ocpp_billing.portal.decision_words import decision_says
 from ocpp_billing.portal.format import count, kwh
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import read_page
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from django.http import HttpRequest, HttpResponse
 
     from ocpp_billing.accounts.models import User
+    from ocpp_billing.api.auth import Caller
     from ocpp_billing.portal.inbox import Behind, Cause, Cluster, Ordered
 
 ROWS = 50
@@ -78,15 +81,16 @@ def attention(request: HttpRequest) -> HttpResponse:
     causes = inbox.read_causes(source, now)
     undecided = [cause for cause in causes if cause.reason == "undecided"]
     shown = [cause for cause in causes if cause.reason != "undecided"]
-    samples = [cluster.sample for cause in shown if cause.state == "stuck" for cluster in cause.clusters]
-    evidence = {each.pk: evidence_words(each) for each in ChargingSession.objects.filter(pk__in=samples)}
+    samples = ChargingSession.objects.in_bulk(
+        [cluster.sample for cause in shown for cluster in cause.clusters]
+    )
     return draw_live(
         request,
         "attention",
         {
             "mark": mark,
             "now": now,
-            "causes": [_cause(cause, user, evidence) for cause in shown],
+            "causes": [_cause(cause, caller(request), samples) for cause in shown],
             "sessions": sum(cause.sessions for cause in shown),
             "at_stake_wh": sum(cause.at_stake_wh for cause in shown),
             "next_end": inbox.next_period_end(now),
@@ -98,19 +102,28 @@ def attention(request: HttpRequest) -> HttpResponse:
     )
 
 
-def _cause(cause: Cause, user: User, evidence: dict[int, str]) -> dict[str, Any]:
+def _cause(cause: Cause, who: Caller, samples: dict[int, ChargingSession]) -> dict[str, Any]:
     return {
         "cause": cause,
         "words": wording.of_reason(cause.state, cause.reason),
         "state": wording.STATES[cause.state],
         "address": _group_address(cause.state, cause.reason),
         "clusters": [
-            _cluster(cause, cluster, user) | {"says": evidence.get(cluster.sample, cluster.says)}
+            _cluster(cause, cluster, who.user) | {"says": _says(cluster, samples.get(cluster.sample), who)}
             for cluster in cause.clusters
         ],
         "more": cause.clusters_in_all - len(cause.clusters),
         "days": _days(cause),
     }
+
+
+def _says(cluster: Cluster, sample: ChargingSession | None, who: Caller) -> str:
+    """Why one of a cluster waits."""
+    if sample is None:  # gone since it was counted
+        return ""
+    if sample.state == "stuck":
+        return evidence_words(sample)
+    return decision_says(who, cluster.says, sample.reason, sample.id_tag_text)
 
 
 def _days(cause: Cause) -> int | None:
@@ -276,7 +289,7 @@ def group(request: HttpRequest, state: str, reason: str) -> HttpResponse:
             "words": words,
             "state": wording.STATES[state],
             "page": page,
-            "rows": _rows(page.rows, open_acts, back=request.get_full_path()),
+            "rows": _rows(page.rows, open_acts, caller(request), back=request.get_full_path()),
             "in_all": chosen.sessions().count(),
             "tag": tag,
             "map_address": map_address(tag.text)
@@ -293,14 +306,14 @@ def group(request: HttpRequest, state: str, reason: str) -> HttpResponse:
 
 
 def _rows(
-    sessions: Sequence[ChargingSession], open_acts: dict[int, list[Act]], *, back: str
+    sessions: Sequence[ChargingSession], open_acts: dict[int, list[Act]], who: Caller, *, back: str
 ) -> list[dict[str, Any]]:
     behind = inbox.read_behind(sessions)
     return [
         {
             "session": session,
             "behind": behind[session.pk],
-            "evidence": _evidence(session, behind[session.pk]),
+            "evidence": _evidence(session, behind[session.pk], who),
             "at_stake_wh": at_stake_wh(session),
             "evident_wh": evident_wh(session),
             "acts": act_links(session, open_acts[session.pk], back=back),
@@ -310,14 +323,16 @@ def _rows(
     ]
 
 
-def _evidence(session: ChargingSession, behind: Behind) -> str:
+def _evidence(session: ChargingSession, behind: Behind, who: Caller) -> str:
     """In one line, with its numbers, why a session waits."""
     if session.state == "stuck":
         return evidence_words(session)
     if session.state == "rejected":
         answer = behind.answer or {}
-        return str(answer.get("says") or answer.get("text") or answer.get("error") or behind.says)
-    return behind.says
+        answered = answer.get("says") or answer.get("text") or answer.get("error")
+        if answered:
+            return str(without_tag(str(answered), session.id_tag_text, who))
+    return decision_says(who, behind.says, session.reason, session.id_tag_text)
 
 
 def _session_address(session: ChargingSession) -> str:
@@ -391,7 +406,7 @@ def _preview(
             {
                 "session": session,
                 "behind": behind[session.pk],
-                "evidence": _evidence(session, behind[session.pk]),
+                "evidence": _evidence(session, behind[session.pk], caller(request)),
                 "at_stake_wh": at_stake_wh(session),
                 "evident_wh": evident_wh(session),
             }

@@ -18,7 +18,7 @@ from ocpp_billing.accounts.audit import find_entries
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.api.pages import csv_file
 from ocpp_billing.portal.access import needs
-from ocpp_billing.portal.audit_words import ACTIONS, SUBJECTS, changes
+from ocpp_billing.portal.audit_words import ACTIONS, SUBJECTS, changes, target_words
 from ocpp_billing.portal.paging import read_page
 from ocpp_billing.spreadsheet import csv_lines
 
@@ -99,6 +99,7 @@ def audit(request: HttpRequest) -> HttpResponseBase:
             {
                 "entry": entry,
                 "words": ACTIONS.get(entry.action, entry.action),
+                "target": target_words(entry.target) if entry.target else "",
                 "changes": changes(entry.before, entry.after),
             }
             for entry in page.rows

@@ -89,6 +89,13 @@ SUBJECTS: dict[str, str | Promise] = {
 }
 
 
+# PostgreSQL keeps the facts of an entry by the length of their names; people read them in this order.
+_ORDER = (
+    *("id_tag", "email", "name", "role", "customer_id", "customer", "subscription_id", "subscription"),
+    *("valid_from", "valid_to", "active", "note"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One fact before and after; ``None`` = it was not, or is no more."""
@@ -103,9 +110,22 @@ def changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -
     old, new = dict(before or {}), dict(after or {})
     return [
         Change(name.replace("_", " "), _written(old, name), _written(new, name))
-        for name in dict.fromkeys([*old, *new])
+        for name in sorted(dict.fromkeys([*old, *new]), key=_place)
         if _differs(name, old, new)
     ]
+
+
+def target_words(target: str) -> str:
+    """What an act was about, as it is called on the pages: ``tag TAG-7``, ``session 12``."""
+    kind, colon, name = target.partition(":")
+    if not colon or " " in kind:
+        return target
+    return f"{kind} {name.rpartition(':')[2] if kind == 'session' else name}"
+
+
+def _place(name: str) -> int:
+    """Whom it is about first; what has no place of its own keeps its order."""
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

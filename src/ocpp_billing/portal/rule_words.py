@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from ocpp_billing.billing.rules import Rule
+from ocpp_billing.portal.decision_words import in_peoples_units
 from ocpp_billing.portal.format import duration, kwh
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def check_says(check: Check) -> str:
     if numbers is not None:
         return numbers
     if check.verdict is not None:
-        return check.verdict.says
+        return in_peoples_units(check.verdict.says)
     return _without_numbers(check)
 
 
@@ -69,9 +70,9 @@ def _with_numbers(check: Check) -> str | None:  # noqa: C901, PLR0911 - a table
                 "limit": _exact(limit, measured),
             }
         case Rule.MANUAL_STOP, int(), int() if passed:
-            return _("stopped by hand; the evidence differs by %(wh)s Wh ≤ %(limit)s Wh") % {
-                "wh": measured,
-                "limit": limit,
+            return _("stopped by hand; the evidence differs by %(energy)s kWh ≤ %(limit)s kWh") % {
+                "energy": kwh(measured),
+                "limit": kwh(limit),
             }
         case Rule.STOP_AFTER_START, timedelta(), _limit if passed:
             return _("stopped %(time)s after it started") % {"time": duration(measured)}

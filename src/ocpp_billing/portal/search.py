@@ -74,12 +74,15 @@ def search(request: HttpRequest) -> HttpResponse:
     if len(exact) == 1:
         return redirect(exact.pop())
     return render(
-        request, "portal/search.html", {"asked": asked, "groups": groups, "number": _number(groups)}
+        request,
+        "portal/search.html",
+        {
+            "asked": asked,
+            "groups": groups,
+            "number": sum(len(group.hits) for group in groups),
+            "more": any(group.more for group in groups),
+        },
     )
-
-
-def _number(groups: list[Group]) -> int:
-    return sum(len(group.hits) for group in groups)
 
 
 def find(asked: str, source: str, who: Caller) -> list[Group]:

@@ -18,7 +18,7 @@ from django.views.decorators.http import require_GET
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import AuditEntry
-from ocpp_billing.api.ledger import says_to, without_tag
+from ocpp_billing.api.ledger import without_tag
 from ocpp_billing.billing.decide import read_facts
 from ocpp_billing.billing.explain import explain_session
 from ocpp_billing.billing.models import LagoSubscription, UsageEvent
@@ -31,6 +31,7 @@ from ocpp_billing.mappings.store import load_family
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import caller
 from ocpp_billing.portal.acts import find_session
+from ocpp_billing.portal.decision_words import decision_says
 from ocpp_billing.portal.event_words import ACTS, KINDS, STOPPED_BY, answer_says
 from ocpp_billing.portal.rule_words import LABELS, check_says
 from ocpp_billing.sync.policy import policy_of
@@ -177,7 +178,7 @@ def _decision(decision: Decision, found: ChargingSession, who: Caller) -> dict[s
     return {
         "decision": decision,
         "reason": wording.of_reason(state, decision.reason) if decision.reason else None,
-        "says": says_to(who, decision.says, decision.reason, found.id_tag_text),
+        "says": decision_says(who, decision.says, decision.reason, found.id_tag_text),
     }
 
 

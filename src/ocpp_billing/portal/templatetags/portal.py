@@ -128,6 +128,8 @@ def control(
         attrs |= {"aria-invalid": "true", "aria-describedby": f"{field.id_for_label}-errors"}
     elif hint or field.help_text:
         attrs["aria-describedby"] = f"{field.id_for_label}-hint"
+    # The label says it; a placeholder that repeats it in other words is allauth's own.
+    attrs["placeholder"] = False
     return field.as_widget(attrs=widget.attrs | attrs)
 
 
