@@ -1,7 +1,7 @@
 """Decisions are stored in watt-hours and UTC; people read kWh and their own time."""
 
-from datetime import timezone as fixed
 from datetime import timedelta
+from datetime import timezone as fixed
 
 import pytest
 from django.utils import timezone
@@ -13,7 +13,10 @@ from ocpp_billing.portal.decision_words import in_peoples_units
     ("stored", "read"),
     [
         ("612000 Wh is more than 500 kWh", "612.000 kWh is more than 500 kWh"),
-        ("-1500 Wh differ from what was sent to Lago", "−1.500 kWh differ from what was sent to Lago"),
+        (
+            "-1500 Wh differ from what was sent to Lago",
+            "\N{MINUS SIGN}1.500 kWh differ from what was sent to Lago",
+        ),
         (
             "stop register 900 Wh below start register 1200 Wh",
             "Stop register 0.900 kWh below start register 1.200 kWh",

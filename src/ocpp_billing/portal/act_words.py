@@ -110,7 +110,7 @@ _WAS_DONE: dict[Act, str | Promise] = {
 
 # Of sessions that never stopped no energy is known; what their meters last said is lost with them.
 _EXCLUDE_STUCK = gettext_lazy(
-    "Exclude %(sessions)s: what the meter last showed, ≈\N{NO-BREAK SPACE}%(evident)s kWh, will not be billed."
+    "Exclude %(sessions)s: what the meter last showed, ≈\xa0%(evident)s kWh, will not be billed."
 )
 _EXCLUDE_UNKNOWN = gettext_lazy("Exclude %(sessions)s: whatever was delivered will not be billed.")
 
