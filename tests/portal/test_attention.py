@@ -142,7 +142,7 @@ def test_what_was_ordered_leaves_the_inbox_until_it_is_decided(operator, now):
     operator.post(f"/sessions/{session.pk}/exclude", {"note": "a test bench", "next": "/attention"})
     page = text_of(operator.get("/attention"))
     assert "Nothing waits for you" in page
-    assert "1 session was ordered about and is decided in the next run" in page
+    assert "What was ordered about 1 session is carried out in the next run" in page
     assert "Excluded: Session 1, 600.000 kWh." in page
     decide(session, now + timedelta(minutes=10), "still held")
     assert "Nothing waits for you" not in text_of(operator.get("/attention"))

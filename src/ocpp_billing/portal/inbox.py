@@ -105,38 +105,52 @@ class Cause:
 # looked up for them: with a hundred thousand sessions that wait, looking up is what takes the time.
 _IN_EVENTS = "('refund_by_credit_note', 'late_period', 'conflict_in_lago', 'changed_after_billing')"
 
-# What a person has ordered already and the next run carries out.
+# Sessions about which a person has ordered something already, which the next run carries out.
 _ORDERED = """
-s.needs_decision AND EXISTS (
-    SELECT FROM ruling r WHERE r.session_id = s.id AND r.revoked_at IS NULL AND r.at >= coalesce(
-        (SELECT max(d.decided_at) FROM decision d WHERE d.session_id = s.id), '-infinity')
-)
+SELECT s.id FROM charging_session s JOIN ruling r ON r.session_id = s.id
+WHERE s.source_id = %(source)s AND s.needs_decision AND r.revoked_at IS NULL AND r.at >= coalesce(
+    (SELECT max(d.decided_at) FROM decision d WHERE d.session_id = s.id), '-infinity')
 """
 
+# Read as sets that are joined, not row by row: with a hundred thousand sessions that wait, looking each up
+# takes half as long again. OFFSET 0 hides from PostgreSQL what the keys are made of; it would take nearly
+# every session for a group of its own, and sort them all.
 _CAUSES = f"""
-WITH waiting AS (
-    SELECT s.id, s.state, s.reason, coalesce(s.stop_seen_at, s.stuck_since, s.first_seen_at) AS since,
-        CASE WHEN s.rest_state = 'held' THEN s.rest_wh ELSE 0 END
-        + CASE WHEN s.rest_state IS NULL OR s.reason IN {_IN_EVENTS} THEN coalesce((
-            SELECT sum(e.energy_wh) FROM usage_event e
-            WHERE e.session_id = s.id AND e.state IN ('held', 'rejected')
-        ), 0) ELSE 0 END AS energy_wh,
-        CASE WHEN s.state = 'stuck' THEN greatest((s.evidence ->> 'stop_wh')::bigint - s.start_wh, 0)
-            ELSE 0 END AS evidence_wh,
-        CASE WHEN s.reason = ANY(%(by_tag)s) THEN s.id_tag_id::text
-            WHEN s.state = 'rejected' OR s.reason = ANY(%(by_customer)s) THEN coalesce(
-                CASE WHEN s.rest_state IS NULL OR s.reason IN {_IN_EVENTS} THEN (
-                    SELECT e.external_customer_id FROM usage_event e
-                    WHERE e.session_id = s.id AND e.state <> 'void' ORDER BY e.n DESC LIMIT 1) END,
-                (SELECT d.external_customer_id FROM decision d
-                 WHERE d.session_id = s.id ORDER BY d.id DESC LIMIT 1))
-            ELSE s.charge_box_id END AS key
-    FROM charging_session s
-    WHERE s.source_id = %(source)s AND s.state = ANY(%(states)s) AND NOT ({_ORDERED})
+WITH ordered AS MATERIALIZED ({_ORDERED}), decided AS (
+    SELECT DISTINCT ON (d.session_id) d.session_id, d.external_customer_id
+    FROM charging_session s JOIN decision d ON d.session_id = s.id
+    WHERE s.source_id = %(source)s AND s.state = ANY(%(states)s)
+        AND (s.state = 'rejected' OR s.reason = ANY(%(by_customer)s))
+    ORDER BY d.session_id, d.id DESC
+), sent AS (
+    SELECT e.session_id,
+        coalesce(sum(e.energy_wh) FILTER (WHERE e.state IN ('held', 'rejected')), 0)::bigint AS energy_wh,
+        (array_agg(e.external_customer_id ORDER BY e.n DESC) FILTER (WHERE e.state <> 'void'))[1]
+            AS external_customer_id
+    FROM charging_session s JOIN usage_event e ON e.session_id = s.id
+    WHERE s.source_id = %(source)s AND s.state = ANY(%(states)s)
+        AND (s.rest_state IS NULL OR s.reason IN {_IN_EVENTS})
+    GROUP BY e.session_id
 ), cluster AS (
     SELECT state, reason, key, count(*) AS sessions, sum(energy_wh)::bigint AS energy_wh,
-        sum(coalesce(evidence_wh, 0))::bigint AS evidence_wh, min(since) AS since, max(id) AS sample
-    FROM waiting GROUP BY state, reason, key
+        sum(evidence_wh)::bigint AS evidence_wh, min(since) AS since, max(id) AS sample
+    FROM (
+        SELECT s.id, s.state, s.reason, coalesce(s.stop_seen_at, s.stuck_since, s.first_seen_at) AS since,
+            CASE WHEN s.rest_state = 'held' THEN s.rest_wh ELSE 0 END + coalesce(e.energy_wh, 0) AS energy_wh,
+            CASE WHEN s.state = 'stuck'
+                THEN coalesce(greatest((s.evidence ->> 'stop_wh')::bigint - s.start_wh, 0), 0)
+                ELSE 0 END AS evidence_wh,
+            CASE WHEN s.reason = ANY(%(by_tag)s) THEN s.id_tag_id::text
+                WHEN s.state = 'rejected' OR s.reason = ANY(%(by_customer)s)
+                THEN coalesce(e.external_customer_id, d.external_customer_id)
+                ELSE s.charge_box_id END COLLATE "C" AS key
+        FROM charging_session s
+        LEFT JOIN decided d ON d.session_id = s.id LEFT JOIN sent e ON e.session_id = s.id
+        WHERE s.source_id = %(source)s AND s.state = ANY(%(states)s)
+            AND s.id NOT IN (SELECT o.id FROM ordered o)
+        OFFSET 0
+    ) waiting
+    GROUP BY state, reason, key
 ), placed AS (
     SELECT *, row_number() OVER (
             PARTITION BY state, reason ORDER BY abs(energy_wh) + evidence_wh DESC, sessions DESC, key
@@ -200,7 +214,7 @@ def next_period_end(now: datetime) -> datetime | None:
 def count_ordered(source: str) -> int:
     """Sessions about which an order was given that the next run carries out."""
     ((number,),) = _rows(
-        f"SELECT count(*) FROM charging_session s WHERE s.source_id = %(source)s AND {_ORDERED}",
+        f"SELECT count(DISTINCT id) FROM ({_ORDERED}) ordered",
         {"source": source},
     )
     return int(number)

@@ -75,6 +75,62 @@ def test_an_operator_settles_a_cause_and_takes_an_order_back(visit, now):
     assert Ruling.objects.get().revoked_at is not None
 
 
+def tab_to(page, control):
+    """Press Tab until ``control`` has the focus, and see that it shows it."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if control.evaluate("control => control === document.activeElement"):
+            break
+    expect(control).to_be_focused()
+    assert control.evaluate(
+        "control => getComputedStyle(control).outlineStyle"
+    ) == "solid" or control.evaluate("control => getComputedStyle(control).boxShadow") not in {"none", ""}
+
+
+def test_a_session_is_excluded_without_a_mouse(visit, now):
+    """The first half in light, the second in dark."""
+    fill(now)
+    page = visit("/attention", role=Role.OPERATOR)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    account = page.get_by_role("button", name="Account of")
+    tab_to(page, account)
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_role("button", name="Dark"))
+    page.keyboard.press("Enter")
+    expect(page.locator("html")).to_have_attribute("data-bs-theme", "dark")
+    expect(page.get_by_role("button", name="Dark")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Dark")).to_be_hidden()
+    expect(account).to_be_focused()
+    tab_to(page, page.get_by_role("link", name="Implausible"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Implausible")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    first = page.get_by_role("checkbox").first
+    tab_to(page, first)
+    page.keyboard.press("Space")
+    expect(first).to_be_checked()
+    menu = page.locator("summary.btn").first
+    tab_to(page, menu)
+    page.keyboard.press("Enter")
+    exclude = page.locator(".more-acts[open]").get_by_role("link", name="Exclude")
+    tab_to(page, exclude)
+    page.keyboard.press("Escape")
+    expect(exclude).to_be_hidden()
+    expect(menu).to_be_focused()
+    chosen = page.get_by_role("group", name="Acts for the chosen sessions")
+    tab_to(page, chosen.get_by_role("button", name="Exclude"))
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_label("Note"))
+    page.keyboard.type("a test bench")
+    tab_to(page, page.get_by_role("button", name="Exclude 1 session"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("list", name="Just done")).to_contain_text("Excluded: Session")
+
+
 def test_every_act_has_a_page_that_works_without_javascript(visit, now):
     fill(now)
     page = visit("/attention/held/implausible", size="phone", role=Role.OPERATOR, javascript=False)

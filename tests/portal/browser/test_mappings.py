@@ -74,6 +74,35 @@ def test_a_tag_is_mapped_by_keyboard_and_the_parts_that_depend_follow(visit, now
     check_every_look(page)
 
 
+def test_what_takes_long_shows_its_shape_until_it_is_there(visit, now, waiting):
+    page = visit("/mappings/new?tag=TAG-7", role=Role.OPERATOR)
+    held_back = []
+    page.route(re.compile("/mappings/(customers|new)"), lambda route: held_back.append(route))  # noqa: PLW0108
+
+    def drawn(selector, pseudo):
+        return float(page.eval_on_selector(selector, f"e => getComputedStyle(e, {pseudo!r}).opacity"))
+
+    customer = page.get_by_role("combobox", name="Customer")
+    customer.press("ArrowDown")
+    shape = page.locator(".options .shape")
+    expect(shape).to_have_css("opacity", "1")
+    held_back.pop().continue_()
+    expect(page.locator(".options [role=option]")).to_have_count(2)
+    expect(shape).to_have_count(0)
+    expect(page.locator(".options [aria-selected=true]")).to_contain_text("The acme")
+    customer.press("Enter")
+    page.wait_for_function("() => document.querySelector('#payer').classList.contains('htmx-request')")
+    assert drawn("#payer", "::after") < 1  # what is quick does not flash
+    page.wait_for_function(
+        "() => getComputedStyle(document.querySelector('#payer'), '::after').opacity === '1'"
+    )
+    for route in held_back:
+        route.continue_()
+    expect(page.get_by_text("The customer has 2 active subscriptions")).to_be_visible()
+    expect(page.locator("#payer.htmx-request")).to_have_count(0)
+    expect(customer).to_be_focused()
+
+
 def test_the_same_without_a_script(visit, now, waiting):
     page = visit("/mappings", role=Role.OPERATOR, javascript=False, size="phone")
     page.get_by_role("link", name="Map TAG-7").click()

@@ -2,6 +2,7 @@
 // pattern of the ARIA authoring practices. Without this script each is a plain field with a "Find" button.
 (() => {
   const PAUSE_MS = 200;
+  const SHAPE_AFTER_MS = 300;
   let number = 0;
 
   const enhance = (box) => {
@@ -26,10 +27,12 @@
     ]) input.setAttribute(name, value);
 
     let waiting = null;
+    let slow = null;
     const options = () => [...list.querySelectorAll("[role=option]")];
     const current = () => list.querySelector("[aria-selected=true]");
     const close = () => {
       clearTimeout(waiting);
+      clearTimeout(slow);
       list.hidden = true;
       input.setAttribute("aria-expanded", "false");
       input.removeAttribute("aria-activedescendant");
@@ -45,7 +48,16 @@
     const open = async () => {
       const asked = input.value;
       const name = input.name;
+      // Nothing is waited for before it is slow; then the list stands there in its shape.
+      clearTimeout(slow);
+      slow = setTimeout(() => {
+        if (!list.hidden || document.activeElement !== input) return;
+        list.innerHTML = '<li class="shape" role="presentation"><span></span><span></span><span></span></li>';
+        list.hidden = false;
+      }, SHAPE_AFTER_MS);
       await htmx.ajax("GET", box.dataset.combobox, { target: list, swap: "innerHTML", values: { [name]: asked } });
+      clearTimeout(slow);
+      if (list.querySelector(".shape")) return close(); // no answer came
       if (document.activeElement !== input || input.value !== asked) return;
       says.textContent = list.querySelector(".options-says")?.textContent ?? "";
       list.hidden = false;

@@ -85,6 +85,19 @@
     box.select();
   });
 
+  // -- a menu of acts closes as menus do --------------------------------------------------------------
+  document.addEventListener("keydown", (event) => {
+    const menu = event.key === "Escape" && event.target.closest?.("details.more-acts[open]");
+    if (!menu) return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
+  document.addEventListener("click", (event) => {
+    for (const menu of document.querySelectorAll("details.more-acts[open]")) {
+      if (!menu.contains(event.target)) menu.open = false;
+    }
+  });
+
   // -- "12 s ago" keeps counting --------------------------------------------------------------------
   // Only what the server wrote as relative; the words are the server's, the number is counted on.
   const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
