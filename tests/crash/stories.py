@@ -295,11 +295,11 @@ def _restored_ledger(world: World) -> None:
 def _adopt(world: World) -> None:
     """What ``ocpp-billing adopt`` does, and the run after it."""
     config = world.config()
-    control.pause(config, by=control.BY_ITSELF, reason="adopting")
+    control.pause(config, by=control.BY_ITSELF, reason=control.ADOPTING)
     world.sync()
     with open_clients(config) as (_, lago):
         adopt_events(config, lago, by="test", say=str)
-    control.resume_by_itself(config, by="test")
+    control.resume_after_adopting(config, by="test")
     world.sync()
 
 

@@ -47,7 +47,7 @@ def adopt(world):
     """What ``ocpp-billing adopt`` does after a synchronization."""
     with open_clients(world.config()) as (_, lago):
         adoption = adopt_events(world.config(), lago, by="test", say=lambda _: None)
-    assert control.resume_by_itself(world.config(), by="test")
+    assert control.resume_after_adopting(world.config(), by="test").mode != "paused"
     return adoption
 
 

@@ -1,12 +1,14 @@
 """Set-up, going live, pausing and resuming: the way from an empty installation to the first bill."""
 
 import dataclasses
+import html
 import re
 from datetime import timedelta
 
 import pytest
 
 from ocpp_billing.accounts.models import AuditEntry, Role
+from ocpp_billing.billing import control
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.sync.models import Alert
 from tests.portal import ledger
@@ -153,6 +155,31 @@ def test_an_hour_that_a_clock_skips_is_refused(signed_in, settings):
 # -- pausing ------------------------------------------------------------------------------------------
 
 
+def resume_form(client):
+    """What the page's form sends: the pause that was seen."""
+    page = client.get("/delivery/resume").content.decode()
+    return {
+        name: html.unescape(value)
+        for name, value in re.findall(
+            r'<input type="hidden" name="(paused_at|reason)" value="([^"]*)">', page
+        )
+    }
+
+
+def test_resuming_a_pause_that_was_replaced_meanwhile_is_refused(world, operated):
+    admin = operated(Role.ADMIN)
+    world.go_live()
+    world.pause("a look at the mappings")
+    seen = resume_form(admin)
+    world.resume()
+    world.pause("StEvE was restored")
+    assert "Another cause came meanwhile: StEvE was restored" in words(
+        admin.post("/delivery/resume", seen, follow=True)
+    )
+    assert control.read_status(world.config()).mode == "paused"
+    assert "Delivery goes on" in words(admin.post("/delivery/resume", resume_form(admin), follow=True))
+
+
 def test_an_operator_pauses_with_a_reason_and_an_admin_resumes(world, operated):
     world.payer("TAG-ALICE", "alice")
     world.go_live()
@@ -166,7 +193,7 @@ def test_an_operator_pauses_with_a_reason_and_an_admin_resumes(world, operated):
     assert operator.post("/delivery/resume").status_code == 403
     admin = operated(Role.ADMIN)
     assert "1 session with 2.000 kWh is queued" in words(admin.get("/delivery/resume"))
-    assert "Delivery goes on" in words(admin.post("/delivery/resume", follow=True))
+    assert "Delivery goes on" in words(admin.post("/delivery/resume", resume_form(admin), follow=True))
     world.sync()
     assert world.state_of(session) == ("confirmed", None)
     assert list(AuditEntry.objects.filter(action__startswith="delivery.p").values_list("actor")) == [

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Newest events looked at in every run; at first use of a ledger all of them are.
 LOOK_AT = 100
 PAUSE_REASON = (
-    "Lago holds usage events of this source that this ledger does not know, such as {example}. Was the "
+    f"{control.UNKNOWN_EVENTS}, such as {{example}}. Was the "
     "database restored from a backup, or is another installation using STEVE_SOURCE={source}? After a "
     "restore run: ocpp-billing adopt"
 )

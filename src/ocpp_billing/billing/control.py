@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,12 @@ Mode = Literal["live", "shadow", "paused"]
 # Who pauses when no person does.
 BY_ITSELF = "delivery"
 KEY_REFUSED = "Lago refuses LAGO_API_KEY"
+# Begins the reason while and because a ledger has to learn what Lago holds; `adopt` settles it.
+ADOPTING = "ocpp-billing adopt is running"
+UNKNOWN_EVENTS = "Lago holds usage events of this source that this ledger does not know"
+BESIDES = " Besides, it stopped by itself: "
+# What ends without a person looking: another pause must outlast it.
+ENDS_BY_ITSELF = (KEY_REFUSED, ADOPTING)
 
 
 class ControlError(Exception):
@@ -152,31 +159,73 @@ def preview_unbilled(config: Config, live_from: datetime) -> Unbilled:
 
 
 def pause(config: Config, *, by: str, reason: str, user: User | None = None) -> None:
-    """Send nothing until resumed; what is queued stays queued.
+    """Send nothing until resumed; what is queued stays queued. Says nothing twice.
 
-    Pausing by itself does not replace a person's pause, and says nothing twice.
+    A person's pause stays a person's, and takes over one that came by itself; a pause that needs a person
+    takes over one that would end by itself. So no cause ends with another one, and none is forgotten.
     """
     with effect("db commit pause"), transaction.atomic():
         control = _locked(config.steve_source)
-        if control.paused_at is not None:
-            return
-        control.paused_at, control.paused_by, control.pause_reason = clock.now(), by, reason
+        before = None
+        if control.paused_at is None:
+            control.paused_at, control.paused_by, control.pause_reason = clock.now(), by, reason
+        else:
+            before = {"paused_by": control.paused_by, "reason": control.pause_reason}
+            if not _add_cause(control, by, reason):
+                return
         control.save(update_fields=["paused_at", "paused_by", "pause_reason"])
         audit.record(
             "delivery.pause",
             user=user,
             actor=by,
             target=f"source:{config.steve_source}",
+            before=before,
             after={"reason": reason},
         )
 
 
-def resume(config: Config, *, by: str, user: User | None = None) -> bool:
-    """Send again; False when it was not paused."""
+def _add_cause(control: DeliveryControl, by: str, reason: str) -> bool:
+    """Give a pause that is in force one more cause; False when that says nothing new."""
+    before = control.pause_reason or ""
+    ends = by == BY_ITSELF and reason.startswith(ENDS_BY_ITSELF)
+    if control.paused_by != BY_ITSELF:
+        if by != BY_ITSELF or ends or BESIDES in before:
+            return False
+        control.pause_reason = f"{before.rstrip('.')}.{BESIDES}{reason}"
+        return True
+    if by == BY_ITSELF and (
+        ends or reason in before or not before.startswith((*ENDS_BY_ITSELF, UNKNOWN_EVENTS))
+    ):
+        return False
+    if not before.startswith(ENDS_BY_ITSELF):
+        reason = f"{reason.rstrip('.')}.{BESIDES}{before}"
+    control.paused_at, control.paused_by, control.pause_reason = clock.now(), by, reason
+    return True
+
+
+def resume(config: Config, *, by: str, user: User | None = None, seen: DeliveryStatus | None = None) -> bool:
+    """Send again; False when it was not paused.
+
+    Args:
+        config: the settings.
+        by: who does it, for the audit.
+        user: their account, if any.
+        seen: the pause that is to end; None = whichever is in force.
+
+    Raises:
+        ControlError: when another pause than the one that was seen is in force.
+    """
     with effect("db commit resume"), transaction.atomic():
         control = _locked(config.steve_source)
         if control.paused_at is None:
             return False
+        if seen is not None and (control.paused_at, control.pause_reason) != (
+            seen.paused_at,
+            seen.pause_reason,
+        ):
+            raise ControlError(
+                f"Another cause came meanwhile: {control.pause_reason} Look at that first, then resume."
+            )
         before = {"paused_by": control.paused_by, "reason": control.pause_reason}
         control.paused_at = control.paused_by = control.pause_reason = None
         control.save(update_fields=["paused_at", "paused_by", "pause_reason"])
@@ -186,13 +235,13 @@ def resume(config: Config, *, by: str, user: User | None = None) -> bool:
         return True
 
 
-def resume_by_itself(config: Config, *, by: str) -> bool:
-    """Send again if delivery stopped by itself; a person's pause stays. Returns whether it goes on."""
-    status = read_status(config)
-    if status.mode == "paused" and status.paused_by != BY_ITSELF:
-        return False
-    resume(config, by=by)
-    return True
+def resume_after_adopting(config: Config, *, by: str) -> DeliveryStatus:
+    """Send again if it stopped because the ledger had to learn what Lago holds; any other pause stays.
+
+    Returns:
+        Whether usage events are sent now, else why not.
+    """
+    return _resume_if(config, (ADOPTING, UNKNOWN_EVENTS), read_status(config), by=by)
 
 
 def pause_for_refused_key(config: Config, said: str) -> None:
@@ -203,10 +252,18 @@ def pause_for_refused_key(config: Config, said: str) -> None:
 
 def resume_after_refused_key(config: Config, status: DeliveryStatus) -> DeliveryStatus:
     """The key is valid (again): if nothing else stopped delivery, it goes on."""
-    if status.paused_by == BY_ITSELF and (status.pause_reason or "").startswith(KEY_REFUSED):
-        resume(config, by=BY_ITSELF)
-        return read_status(config)
-    return status
+    return _resume_if(config, (KEY_REFUSED,), status, by=BY_ITSELF)
+
+
+def _resume_if(
+    config: Config, reasons: tuple[str, ...], status: DeliveryStatus, *, by: str
+) -> DeliveryStatus:
+    """End a pause that came by itself for one of these reasons, unless another one is in force by now."""
+    if status.paused_by != BY_ITSELF or not (status.pause_reason or "").startswith(reasons):
+        return status
+    with contextlib.suppress(ControlError):
+        resume(config, by=by, seen=status)
+    return read_status(config)
 
 
 def pin_organization(config: Config, organization: Organization) -> DeliveryStatus:

@@ -175,9 +175,10 @@ def carry_out_move(
     with effect("db commit move"), transaction.atomic():
         session = ChargingSession.objects.select_for_update().get(pk=move.session_id)
         events = list(session.events.exclude(state="void"))
-        if sum(event.energy_wh for event in events) != move.energy_wh or any(
-            event.state not in {"accepted", "confirmed", "excluded"} for event in events
-        ):
+        billed = tuple(
+            (payer, old, energy_wh) for (payer, old), energy_wh in sorted(_billed(session).items())
+        )
+        if billed != move.from_:
             raise MoveError(f"Session {session.steve_id} has changed since the preview: look at it again.")
         decision = Decision.objects.create(
             session=session,

@@ -117,7 +117,7 @@ def adopt(config: Config, _args: argparse.Namespace) -> int:
         from ocpp_billing.sync.foreground import synchronize_once
 
         progress = Progress()
-        control.pause(config, by=control.BY_ITSELF, reason="ocpp-billing adopt is running")
+        control.pause(config, by=control.BY_ITSELF, reason=control.ADOPTING)
         # The sessions of the lost part of the ledger come back from StEvE first.
         run = synchronize_once(config, by=actor(), on_progress=progress)
         if run.status == "failed":
@@ -131,10 +131,14 @@ def adopt(config: Config, _args: argparse.Namespace) -> int:
         )
         for name in adoption.orphans[:20]:
             note(f"without a session in StEvE: {name}")
-        if control.resume_by_itself(config, by=actor()):
-            out("Delivery goes on with the next synchronization.")
+        status = control.resume_after_adopting(config, by=actor())
+        if status.mode == "paused":
+            out(
+                f"Delivery stays paused by {status.paused_by}: {status.pause_reason} "
+                "Go on with: ocpp-billing resume"
+            )
         else:
-            out("Delivery stays paused: a person paused it. Go on with: ocpp-billing resume")
+            out("Delivery goes on with the next synchronization.")
     return DONE
 
 

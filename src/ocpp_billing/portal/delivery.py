@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.shortcuts import redirect, render
+from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -122,7 +124,8 @@ def _go_live(request: HttpRequest, live_from: datetime) -> HttpResponse:
 @needs(Role.OPERATOR)
 def pause(request: HttpRequest) -> HttpResponse:
     """Stop sending, with the reason; whoever maps and reviews may do it, for stopping loses nothing."""
-    if control.read_status(settings.CONFIG).mode != "live":
+    status = control.read_status(settings.CONFIG)
+    if status.mode == "shadow" or status.paused_by not in {None, control.BY_ITSELF}:
         return redirect("portal:setup")
     form = PauseForm(request.POST or None)
     if form.is_valid():
@@ -143,8 +146,17 @@ def resume(request: HttpRequest) -> HttpResponse:
         return redirect("portal:setup")
     if request.method == "POST":
         user = person(request)
-        if control.resume(config, by=user.email, user=user):
-            messages.success(request, _("Delivery goes on.") + f" {ask_for_run(request)}")
+        seen = dataclasses.replace(
+            status,
+            paused_at=parse_datetime(request.POST.get("paused_at", "")),
+            pause_reason=request.POST.get("reason"),
+        )
+        try:
+            if control.resume(config, by=user.email, user=user, seen=seen):
+                messages.success(request, _("Delivery goes on.") + f" {ask_for_run(request)}")
+        except control.ControlError as error:
+            messages.error(request, str(error))
+            return redirect("portal:resume")
         return redirect("portal:setup")
     queued = counted_balance(config.steve_source).states["queued"]
     by_itself = status.paused_by == control.BY_ITSELF
