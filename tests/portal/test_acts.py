@@ -1,12 +1,13 @@
 """Acts of a person about one session, each on a page of its own."""
 
+import re
 from datetime import timedelta
 
 import pytest
 
 from ocpp_billing.accounts.models import AuditEntry, Role
 from ocpp_billing.billing.models import Ruling
-from ocpp_billing.charging.models import IdTag, Source
+from ocpp_billing.charging.models import ChargingSession, IdTag, Source
 from ocpp_billing.steve.capabilities import override
 from ocpp_billing.sync.models import SyncRun
 from tests.portal import ledger
@@ -37,6 +38,22 @@ def test_a_held_session_is_accepted_with_a_note_and_a_run_is_asked_for(operator,
     assert ruling.by == "operator@example.org"
     assert AuditEntry.objects.get(action="session.accept").user.email == "operator@example.org"
     assert SyncRun.objects.get().requested_by == "operator@example.org"
+
+
+def test_an_act_about_a_session_that_changed_since_it_was_shown_is_shown_again(operator, now):
+    session = ledger.add_session(now, reason="late_period", energy_wh=6_000)
+    address = f"/sessions/{session.pk}/accept"
+    (seen,) = re.findall('name="seen" value="([^"]+)"', operator.get(address).content.decode())
+    for change in ({"reason": "implausible"}, {"revision": session.revision + 1}, {"rest_wh": 600_000}):
+        before = ChargingSession.objects.filter(pk=session.pk).values(*change).get()
+        ChargingSession.objects.filter(pk=session.pk).update(**change)
+        answer = operator.post(address, {"note": "", "seen": seen})
+        assert answer.status_code == 409
+        assert "The session has changed since this page was made" in text_of(answer)
+        assert not Ruling.objects.exists()
+        ChargingSession.objects.filter(pk=session.pk).update(**before)
+    assert operator.post(address, {"note": "", "seen": seen}).status_code == 302
+    assert Ruling.objects.get().reason == "late_period"
 
 
 def test_an_exclusion_without_a_note_is_asked_again(operator, now):

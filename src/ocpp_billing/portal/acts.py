@@ -272,6 +272,9 @@ def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse
         return _show(request, session, chosen, None, back, status=409)
     if request.method == "GET":
         return _ask(request, session, chosen, back)
+    if request.POST.get("seen", standing(session)) != standing(session):
+        refused = [_("The session has changed since this page was made. Look at it as it is now.")]
+        return _ask(request, session, chosen, back, refused=refused, status=409)
     form = FORMS[chosen](request.POST)
     context: dict[str, Any] = {}
     if form.is_valid():
@@ -289,8 +292,19 @@ def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse
     return _show(request, session, chosen, form, back, status=422, **context)
 
 
+def standing(session: ChargingSession) -> str:
+    """What an order is about: another content, reason or amount would be another order."""
+    return f"{session.revision}.{session.reason}.{at_stake_wh(session)}"
+
+
 def _ask(
-    request: HttpRequest, session: ChargingSession, act: Act, back: str, *, refused: list[str] | None = None
+    request: HttpRequest,
+    session: ChargingSession,
+    act: Act,
+    back: str,
+    *,
+    refused: list[str] | None = None,
+    status: int = 200,
 ) -> HttpResponse:
     """The form as it is first seen."""
     initial: dict[str, Any] = {}
@@ -310,7 +324,7 @@ def _ask(
             return _show(request, session, act, None, back, status=409, **context)
         initial = {"expected_stop_wh": preview.stop_wh, "revision": session.revision}
         context["foretold"] = close_words(preview, clock.now())
-    return _show(request, session, act, FORMS[act](initial=initial), back, **context)
+    return _show(request, session, act, FORMS[act](initial=initial), back, status=status, **context)
 
 
 def _show(
@@ -335,6 +349,7 @@ def _show(
         context["evidence"] = evidence_words(session)
     context |= {
         "session": session,
+        "standing": standing(session),
         "act": act.value,
         "words": act_words(act, session.reason),
         "will_do": will_do(act, session.reason, named, at_stake_wh(session), evident_wh(session)),
