@@ -261,11 +261,8 @@ def evidence_words(session: ChargingSession) -> str:
 def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse:
     """The page of one act about one session: what it will do, its form, and doing it."""
     session = find_session(session_id)
-    try:
-        chosen = Act(act)
-    except ValueError:
-        raise Http404 from None
-    if chosen not in FORMS:
+    chosen = next((form for form in FORMS if form.value == act), None)
+    if chosen is None:
         raise Http404
     back = _back(request, session)
     if chosen not in acts_of([session], closable=can_close_in_steve())[session.pk]:
