@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from django.db import connection
 
+from ocpp_billing import clock
 from ocpp_billing.billing.balance import STATE_RANK_SQL
 from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.database import Fence, fenced_transaction
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LEASE = timedelta(minutes=10)
 FIRST_BACKOFF = timedelta(seconds=2)
 LONGEST_BACKOFF = timedelta(minutes=30)
+# Nothing is put off for longer than this, and no two clocks that are kept are further apart.
+LATEST_ATTEMPT, CLOCKS_DIFFER = timedelta(hours=12), timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +84,22 @@ class EventResult:
 
 
 def break_leases(source: str, fence: Fence | None) -> int:
-    """Free what a dead worker had claimed; only the leader does this, at the start of a run."""
+    """Free what a dead worker had claimed; only the leader does this, at the start of a run.
+
+    What was written while the machine's clock was ahead would wait until that time comes: it is due now.
+    """
     with fenced_transaction("break leases", fence) as cursor:
         cursor.execute(
             "UPDATE usage_event SET lease = NULL, lease_until = NULL"
             " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
             [source],
         )
-        return int(cursor.rowcount)
+        broken = int(cursor.rowcount)
+        now = clock.now()
+        bound = {"source": source, "now": now, "latest": now + LATEST_ATTEMPT, "soon": now + CLOCKS_DIFFER}
+        for statement in _OF_A_CLOCK_AHEAD:
+            cursor.execute(statement, bound)
+        return broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +332,25 @@ def next_due_at(source: str) -> datetime | None:
         (due_at,) = cursor.fetchone()
         return due_at if due_at is None or isinstance(due_at, datetime) else None
 
+
+# Times that this machine's clock can only have written when it was ahead.
+_OF_A_CLOCK_AHEAD = (
+    """
+    UPDATE usage_event SET next_attempt_at = %(now)s, first_attempt_at = least(first_attempt_at, %(now)s)
+    WHERE source_id = %(source)s AND state = 'queued' AND next_attempt_at > %(latest)s
+    """,
+    """
+    UPDATE usage_event SET next_attempt_at = %(now)s, first_attempt_at = least(first_attempt_at, %(now)s)
+    WHERE source_id = %(source)s AND state = 'held' AND next_attempt_at > %(latest)s
+    """,
+    """
+    UPDATE usage_event SET accepted_at = %(now)s
+    WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at > %(soon)s
+    """,
+    # What Lago said of a subscription is asked again; a row that it does not name any more goes then.
+    "UPDATE lago_subscription SET read_at = 'epoch' WHERE read_at > %(soon)s",
+    "DELETE FROM lago_customer_read WHERE read_at > %(soon)s",
+)
 
 # The subscription row that the event was decided for, still active, its present period covering the
 # event, its plan charging the metric. `at` is the alias of lago_subscription, `e` of usage_event.

@@ -224,7 +224,7 @@ class StuckSearch:
         if session.by_hand:
             return finding is None or finding.read_at < session.changed_at + VALUES_SETTLE_AFTER
         if session.is_stuck and session.is_shown_stuck:
-            return finding is None or clock.now() >= finding.read_at + STUCK_VALUES_EVERY
+            return finding is None or abs(clock.now() - finding.read_at) >= STUCK_VALUES_EVERY
         return session.following is not None or self._is_quiet(session)
 
     def _is_rested(self) -> bool:

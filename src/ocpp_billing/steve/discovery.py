@@ -633,7 +633,7 @@ class Discovery:
         if night_is_due(self.progress, self.zone):
             self._charged_s = None  # at night StEvE has time
             complete_at = datetime.fromisoformat(self.progress["complete_at"])
-            if clock.now() >= complete_at + COMPLETE_EVERY:
+            if abs(clock.now() - complete_at) >= COMPLETE_EVERY:
                 self._read_windows("complete", BEGINNING, verify=True)
                 self.progress["complete_at"] = clock.now().isoformat()
             else:

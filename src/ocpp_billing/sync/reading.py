@@ -227,7 +227,7 @@ def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabil
 def _is_fresh(config: Config, source: Source) -> bool:
     """Whether what a StEvE can do was found out lately: not before the night whose reading is due."""
     probed_at = source.capabilities_at
-    if probed_at is None or clock.now() >= probed_at + PROBED_AT_LEAST_EVERY:
+    if probed_at is None or abs(clock.now() - probed_at) >= PROBED_AT_LEAST_EVERY:
         return False
     if not source.progress.get("backfilled_at") or not night_is_due(source.progress, config.timezone):
         return True
