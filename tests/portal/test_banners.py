@@ -37,7 +37,7 @@ def test_a_pause_says_who_why_and_since_when():
         Status(**WELL | {"paused_at": NOW, "paused_by": "Ada", "pause_reason": "wrong organisation."})
     )
     assert banner.since == NOW
-    assert banner.says.startswith("Paused by Ada. wrong organisation. ")
+    assert banner.says.startswith("Paused by Ada: wrong organisation. ")
     assert banner.act == "portal:resume"
 
 

@@ -42,15 +42,17 @@ def banners(status: Status) -> list[Banner]:
     """The banners for a status, gravest first."""
     shown = []
     if status.paused_at is not None:
-        why = f" {status.pause_reason.rstrip('.')}." if status.pause_reason else ""
-        who = _("Paused by %(who)s.") % {"who": status.paused_by} if status.paused_by else ""
+        who = _("Paused by %(who)s") % {"who": status.paused_by} if status.paused_by else ""
+        why = status.pause_reason.rstrip(".")
         shown.append(
             Banner(
                 "danger",
                 "player-pause",
                 _("Delivery is paused"),
                 status.paused_at,
-                f"{who}{why} " + _("Sessions are read and decided; nothing is sent to Lago."),
+                ": ".join(filter(None, (who, why)))
+                + ". "
+                + _("Sessions are read and decided; nothing is sent to Lago."),
                 _("When the cause is settled, an admin resumes it."),
                 act="portal:resume",
                 act_says=_("Resume"),
