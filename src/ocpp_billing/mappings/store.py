@@ -68,7 +68,9 @@ def find_or_add_tag(source: str, text: str) -> IdTag:
         MappingError: when the text cannot be an id tag.
     """
     text = text.strip()
-    if not text or len(text) > MAX_ID_TAG_LENGTH or not text.isprintable():
+    if not text:
+        raise MappingError("The id tag is missing: write it as StEvE shows it.")
+    if len(text) > MAX_ID_TAG_LENGTH or not text.isprintable():
         raise MappingError(f"{text[:40]!r} is not an id tag: 1 to {MAX_ID_TAG_LENGTH} printable characters.")
     Source.objects.get_or_create(name=source)
     tag, _ = IdTag.objects.get_or_create(source_id=source, folded=fold_id_tag(text), defaults={"text": text})
