@@ -96,10 +96,14 @@ def test_what_takes_long_shows_its_shape_until_it_is_there(visit, now, waiting):
     page.wait_for_function(
         "() => getComputedStyle(document.querySelector('#payer'), '::after').opacity === '1'"
     )
+    # What a person chooses meanwhile was not sent, and stays chosen in the part that comes.
+    first = page.get_by_label("The first session that waits for it")
+    page.eval_on_selector("[name=beginning][value=first]", "e => { e.checked = true; }")
     for route in held_back:
         route.continue_()
     expect(page.get_by_text("The customer has 2 active subscriptions")).to_be_visible()
     expect(page.locator("#payer.htmx-request")).to_have_count(0)
+    expect(first).to_be_checked()
     expect(customer).to_be_focused()
 
 

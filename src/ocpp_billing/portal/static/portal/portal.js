@@ -35,6 +35,25 @@
     tick();
   });
 
+  // -- what is chosen while a part of the form is fetched stays chosen ----------------------------------
+  // The server renders the part from what it was sent, which was before that.
+  const fields = (form) => [...form.querySelectorAll("[data-shape] input")];
+  let chosen = new Map();
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const form = event.target.closest("form");
+    const given = form === null ? [] : fields(form).filter((field) => field.type !== "radio" || field.checked);
+    chosen = new Map(given.map((field) => [field.name, field.value]));
+  });
+  document.addEventListener("htmx:afterSwap", (event) => {
+    const form = event.target.closest("form");
+    if (form === null) return;
+    for (const field of fields(form)) {
+      const value = chosen.get(field.name);
+      if (field.type !== "radio") field.value ||= value ?? "";
+      else if (field.value === value && !form.querySelector(`[name="${field.name}"]:checked`)) field.checked = true;
+    }
+  });
+
   // The browser connects again by itself after a broken connection, but not after an answer that is no
   // stream: a restart behind a proxy, or a session that has ended (the refresh then leads to sign-in).
   let stream = null;
