@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a synchronization tha
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config()
         configure_logging(level=_log_level(config, args), json_lines=config.log_format == "json")
         code: int = args.function(config, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has seen enough (``... | head``); what is left must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except ConfigError as error:
         if hasattr(args, "misconfigured"):
             return int(args.misconfigured(error, args))

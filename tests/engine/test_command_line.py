@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -15,7 +17,7 @@ from ocpp_billing.accounts.models import AuditEntry, User
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl
 from ocpp_billing.cli import main
 from ocpp_billing.mappings.models import TagMapping
-from tests.engine.processes import run_command, running, test_database_url
+from tests.engine.processes import COMMAND, environment, run_command, running, test_database_url
 
 HOUR = timedelta(hours=1)
 STATES = ["open", "stuck", "held", "rejected", "queued", "accepted", "confirmed", "excluded"]
@@ -61,6 +63,24 @@ def here(world, monkeypatch, capsys):
 
 
 # -- sync and balance ----------------------------------------------------------------------------------
+
+
+def test_whoever_reads_only_the_first_lines_gets_no_traceback(world):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [*COMMAND, "balance"],
+            env=environment(world.environment() | {"DATABASE_URL": test_database_url()}),
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_sync_and_balance_print_json_of_a_fixed_shape(live, command):
