@@ -207,7 +207,7 @@ def test_it_is_readable_without_json(live, monkeypatch, capsys):
     assert "  PROBLEM Lago has no billable metric other." in lines
     assert any(line.startswith("          Create it with ocpp-billing setup-lago") for line in lines)
     assert any(line.startswith("  look    Its version is unknown") for line in lines)
-    assert lines[-1] == "1 problems."
+    assert lines[-1] == "1 problem."
 
 
 @pytest.mark.parametrize(

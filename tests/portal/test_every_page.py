@@ -228,6 +228,7 @@ def test_a_foreign_host_name_is_refused_in_our_look(client):
     answer = client.get("/", headers={"host": "evil.example"})
     assert answer.status_code == 400
     assert "The request was not understood" in answer.content.decode()
+    assert "sets AUTH_URL" in answer.content.decode()
 
 
 ASKED = (

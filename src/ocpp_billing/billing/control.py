@@ -107,7 +107,7 @@ def go_live(config: Config, live_from: datetime, *, by: str, user: User | None =
         control = _locked(config.steve_source)
         if control.live_from is not None:
             raise ControlError(
-                f"Billing is already live, from {control.live_from.isoformat()}. "
+                f"Billing is already live, from {control.live_from.astimezone(config.timezone).isoformat()}. "
                 "That cannot be moved: sessions have been billed by it."
             )
         _set_live_from(control, live_from, by)

@@ -165,5 +165,6 @@ def _report(findings: Sequence[Finding], *, as_json: bool) -> int:
         if finding.do:
             out(f"          {finding.do}")
     problems = sum(finding.level == "problem" for finding in findings)
-    out("Nothing keeps sessions from being billed." if fine else f"{problems} problems.")
+    word = "problem" if problems == 1 else "problems"
+    out("Nothing keeps sessions from being billed." if fine else f"{problems} {word}.")
     return DONE if fine else FAILED
