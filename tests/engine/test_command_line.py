@@ -312,7 +312,7 @@ def test_going_live_shows_what_would_be_billed_and_asks_first(world, command, he
 
     code, out, _ = here("go-live", "--from", str(day), "--yes")
     assert code == 0
-    assert out.splitlines()[-1] == "Billing is live."
+    assert "Billing is live." in out
     assert DeliveryControl.objects.get().live_from.date() == day
     assert AuditEntry.objects.filter(action="delivery.go_live").get().actor.startswith("command line (")
 
@@ -371,15 +371,15 @@ def test_mappings_go_in_and_come_out_as_they_were(world, command, here, tmp_path
     file = tmp_path / "mappings.csv"
     file.write_text(CSV)
     code, out, _ = here("mappings", "import", str(file), "--dry-run")
-    assert (code, out) == (0, "3 mappings would be created, 0 unchanged, 0 lines with errors.\n")
+    assert (code, out) == (0, "3 mappings would be created, 0 unchanged, 0 with errors.\n")
     assert not TagMapping.objects.exists()
     done = command("mappings", "import", "-", stdin=CSV)
-    assert (done.returncode, done.stdout) == (0, "3 mappings created, 0 unchanged, 0 lines with errors.\n")
+    assert (done.returncode, done.stdout) == (0, "3 mappings created, 0 unchanged, 0 with errors.\n")
     exported = command("mappings", "export")
     assert (exported.returncode, exported.stdout) == (0, EXPORTED)
     file.write_text(exported.stdout)
     code, out, _ = here("mappings", "import", str(file))
-    assert (code, out) == (0, "0 mappings created, 3 unchanged, 0 lines with errors.\n")
+    assert (code, out) == (0, "0 mappings created, 3 unchanged, 0 with errors.\n")
 
 
 def test_lines_with_errors_are_named_and_the_others_go_in(world, here, tmp_path):
@@ -398,7 +398,7 @@ def test_lines_with_errors_are_named_and_the_others_go_in(world, here, tmp_path)
         "TAG-8,heidi,2026-01-01,,\n"
     )
     code, out, err = here("mappings", "import", str(file))
-    assert (code, out) == (3, "2 mappings created, 0 unchanged, 8 lines with errors.\n")
+    assert (code, out) == (3, "2 mappings created, 0 unchanged, 8 with errors.\n")
     assert [line.partition(":")[0] for line in err.splitlines()] == [f"line {n}" for n in range(3, 11)]
     assert set(TagMapping.objects.values_list("customer_external_id", flat=True)) == {"alice", "heidi"}
 

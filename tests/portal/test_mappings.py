@@ -500,7 +500,7 @@ class TestFiles:
             "/mappings/import", {"text": HEADER + "TAG-1,acme,,2026-01-01,,,\nTAG-2,,,2026-01-01,,,\n"}
         )
         answer = client.post("/mappings/import", hidden(preview), follow=True)
-        assert "1 mapping is made, 0 unchanged, 1 lines with errors left out." in main_of(answer)
+        assert "1 mapping is made, 0 unchanged, 1 with errors left out." in main_of(answer)
         assert TagMapping.objects.get().verified is False
         again = client.post("/mappings/import", hidden(preview))
         assert "Something changed since the preview, so nothing was imported" in main_of(again)

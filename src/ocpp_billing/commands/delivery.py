@@ -17,6 +17,7 @@ from ocpp_billing.commands.ground import (
     out,
 )
 from ocpp_billing.config import Config, parse_instant
+from ocpp_billing.energy import say_kwh
 
 if TYPE_CHECKING:
     import argparse
@@ -72,18 +73,19 @@ def go_live(config: Config, args: argparse.Namespace) -> int:
         out(f"Billing sessions that stopped at or after {live_from.astimezone(config.timezone).isoformat()}.")
         out(
             f"Of what is queued now, {sum(line.sessions for line in lines)} sessions with "
-            f"{total_wh / 1000:,.3f} kWh are sent at the next synchronization:"
+            f"{say_kwh(total_wh)} kWh are sent at the next synchronization:"
         )
         for line in lines:
             out(
                 f"  {line.customer} ({line.subscription}): {line.sessions} sessions, "
-                f"{line.energy_wh / 1000:,.3f} kWh"
+                f"{say_kwh(line.energy_wh)} kWh"
             )
         if not args.yes and not confirmed("Go live? This cannot be undone."):
             note("Nothing was changed.")
             return FAILED
         control.go_live(config, live_from, by=actor())
-        out("Billing is live.")
+        out("Billing is live. The next synchronization sends what is queued.")
+        out("Where it stands: ocpp-billing balance")
     return DONE
 
 
@@ -149,7 +151,6 @@ def move(config: Config, args: argparse.Namespace) -> int:
     with ledger(config), open_clients(config) as (_, lago):
         from ocpp_billing.billing.move import carry_out_move, preview_move
         from ocpp_billing.charging.models import ChargingSession
-        from ocpp_billing.energy import say_kwh
         from ocpp_billing.lago.directory import LagoDirectory
         from ocpp_billing.sync.policy import policy_of
 

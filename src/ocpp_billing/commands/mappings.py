@@ -45,7 +45,7 @@ def mappings_import(config: Config, args: argparse.Namespace) -> int:
         note(f"line {line}: {problem}")
     did = "would be created" if args.dry_run else "created"
     wrong = len(report.errors)
-    out(f"{report.created} mappings {did}, {report.unchanged} unchanged, {wrong} lines with errors.")
+    out(f"{report.created} mappings {did}, {report.unchanged} unchanged, {wrong} with errors.")
     return LEFT if report.errors else DONE
 
 

@@ -64,13 +64,13 @@ def look_at_settings(config: Config, environment: Mapping[str, str]) -> list[Fin
                 "Set ALERT_EMAIL_TO or ALERT_WEBHOOK_URL, so that somebody hears of an outage.",
             )
         )
-    next_run = next_scheduled(config, clock.now()).astimezone(config.timezone)
+    next_run = next_scheduled(config, clock.now())
     found.append(
         ok(
             "settings",
             "schedule",
             f"Full runs: {config.sync_cron_schedule} in {config.sync_timezone}, the next at "
-            f"{next_run:%Y-%m-%d %H:%M}.",
+            f"{_said(next_run, config)}.",
         )
     )
     return found
@@ -183,11 +183,13 @@ def look_at_worker(config: Config, now: datetime) -> list[Finding]:
     worker = worker_alive(config.steve_source, now)
     if worker.alive:
         when = (
-            "" if worker.next_run_at is None else f"; the next full run is due at {_utc(worker.next_run_at)}"
+            ""
+            if worker.next_run_at is None
+            else f"; the next full run is due at {_said(worker.next_run_at, config)}"
         )
         found = [ok("worker", "worker", f"A worker is alive{when}.")]
     else:
-        since = f" since {_utc(worker.since)}" if worker.since else ""
+        since = f" since {_said(worker.since, config)}" if worker.since else ""
         found = [
             problem(
                 "worker",
@@ -202,7 +204,7 @@ def look_at_worker(config: Config, now: datetime) -> list[Finding]:
         )
     else:
         found.append(
-            ok("worker", "last_run", f"The last run was completed at {_utc(worker.last_completed)}.")
+            ok("worker", "last_run", f"The last run was completed at {_said(worker.last_completed, config)}.")
         )
     return [*found, _delivery(config), *_balance(config)]
 
@@ -221,10 +223,10 @@ def _delivery(config: Config) -> Finding:
             "worker",
             "paused",
             f"Delivery is paused by {status.paused_by}: {status.pause_reason}",
-            "Settle the cause, then: ocpp-billing resume",
+            "Settle the cause. Unless it goes on by itself, then: ocpp-billing resume",
         )
     assert status.live_from is not None  # noqa: S101 - that is what live means
-    return ok("worker", "live", f"Billing is live from {_utc(status.live_from)}.")
+    return ok("worker", "live", f"Billing is live from {_said(status.live_from, config)}.")
 
 
 def _balance(config: Config) -> Iterable[Finding]:
@@ -239,8 +241,12 @@ def _balance(config: Config) -> Iterable[Finding]:
             "--json",
         )
     elif proof is not None:
-        yield ok("worker", "balance", f"Every watt-hour is accounted for, proved at {_utc(proof.proved_at)}.")
+        yield ok(
+            "worker",
+            "balance",
+            f"Every watt-hour is accounted for, proved at {_said(proof.proved_at, config)}.",
+        )
 
 
-def _utc(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M} UTC"
+def _said(at: datetime, config: Config) -> str:
+    return f"{at.astimezone(config.timezone):%Y-%m-%d %H:%M %Z}"

@@ -129,7 +129,7 @@ def _apply(request: HttpRequest, user: User, previewed: str) -> HttpResponse:
     if not same:
         return _preview(request, sealed["text"], user, changed=True)
     says = ngettext("%(n)s mapping is made", "%(n)s mappings are made", report.created)
-    rest = _("%(unchanged)s unchanged, %(errors)s lines with errors left out.")
+    rest = _("%(unchanged)s unchanged, %(errors)s with errors left out.")
     named = {
         "n": count(report.created),
         "unchanged": count(report.unchanged),
