@@ -68,8 +68,7 @@ class Mortal:
             return False
         finally:
             install_hook(None)
-            if self.is_dead:
-                connection.close()
+            connection.close()
         return True
 
     def __call__(self, name: str, phase: Phase) -> None:
