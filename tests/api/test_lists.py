@@ -15,6 +15,7 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.pages import csv_file
 from ocpp_billing.billing.models import Decision, UsageEvent
 from ocpp_billing.charging.models import ChargingSession, IdTag, Source
+from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.spreadsheet import FORMULA_STARTS, read_cell, write_cell
 from tests.portal import ledger
 
@@ -219,12 +220,14 @@ def test_what_steve_shows_no_longer_is_listed_with_since_when(as_token, now):
 def tagged_ledger(now):
     session = ledger.add_session(now, tag=TAG, state="accepted")
     ChargingSession.objects.filter(pk=session.pk).update(raw={"ocppIdTag": TAG, "id": 1})
-    session.decisions.update(says=f"tag {TAG} is somebody's")
+    session.decisions.update(says=f"tag {TAG} is somebody's", note=f"seen on {TAG}")
+    IdTag.objects.filter(text=TAG).update(note=f"the van's {TAG}")
     session.events.update(
         payload='{"properties": {"id_tag": "%s", "kwh": "1.0"}}' % TAG,  # noqa: UP031
         answer={"error": f"no {TAG.lower()}"},
     )
     ledger.add_mapping(now, tag=TAG)
+    TagMapping.objects.update(note=f"printed on it: {TAG}")
     return session
 
 

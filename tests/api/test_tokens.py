@@ -216,6 +216,17 @@ def test_tokens_of_others_are_the_business_of_admins(as_session, as_token):
     assert as_session(Role.ADMIN)("DELETE", f"/tokens/{token.pk}")[0] == 200
 
 
+def test_a_token_that_leaked_can_end_itself_and_no_other_of_its_owner(client):
+    owner = person(Role.ADMIN)
+    leaked, text = issue_token(owner, name="Grafana", role=Role.VIEWER, expires_at=None)
+    other, _ = issue_token(owner, name="backup", role=Role.ADMIN, expires_at=None)
+    call = bearer(client, text)
+
+    assert call("DELETE", f"/tokens/{other.pk}")[0] == 404
+    assert call("DELETE", f"/tokens/{leaked.pk}")[0] == 200
+    assert call("GET", "/balance")[0] == 401
+
+
 def test_what_a_token_does_is_written_down_as_its_persons_act_with_its_name(as_token):
     as_token(Role.OPERATOR)("POST", "/sync")
 

@@ -149,6 +149,23 @@ def test_row_11_one_malformed_row_among_thousands_is_set_aside_and_the_run_goes_
     live.assert_conserved()
 
 
+@pytest.mark.parametrize("release", ["3.7.1", "3.9.0", "3.14.1"])
+def test_row_11_a_malformed_row_above_all_others_is_asked_for_once_per_cycle_and_hides_none_after_it(live):
+    live.session("TAG-ALICE", "CP-1", energy_wh=1_000)
+    live.sync()
+    bad = live.session("TAG-ALICE", "CP-2", energy_wh=2_000)
+    live.show_as(bad, stopValue="12000.9")
+    live.clock.advance(HOUR)
+    calls = len(live.steve_calls())
+    assert live.sync().status == "partial"
+    assert len(live.steve_calls()) - calls <= 6
+    after = live.session("TAG-BOB", "CP-3", energy_wh=4_000)
+    live.clock.advance(HOUR)
+    live.sync()
+    assert live.state_of(after) == ("confirmed", None)
+    live.assert_conserved()
+
+
 # -- 13: a session that runs on --------------------------------------------------------------------------
 
 

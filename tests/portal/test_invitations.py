@@ -134,6 +134,14 @@ def test_it_is_good_for_a_week(invited, at):
     assert Client().get(path_of(invited)).status_code == 410
 
 
+@pytest.mark.parametrize("change", [{"is_active": False}, {"role": Role.OPERATOR}], ids=["gone", "demoted"])
+def test_it_is_worthless_once_whoever_invited_is_no_admin_any_more(invited, change):
+    User.objects.filter(pk=invited.invited_by_id).update(**change)
+    answer = Client().post(path_of(invited), ACCEPTED)
+    assert answer.status_code == 410
+    assert not User.objects.filter(email="vera@example.org").exists()
+
+
 def test_sending_it_again_makes_the_earlier_link_worthless(invited, admin, mailbox):
     first = path_of(invited)
     answer = admin.post(f"/settings/invitations/{invited.pk}/renew", follow=True)

@@ -76,6 +76,8 @@ def test_a_script_that_is_sent_to_sign_in_brings_back_a_path_of_ours_only(client
         "/", headers={"HX-Request": "true", "HX-Current-URL": "https://evil.example//evil.example"}
     )
     target = answer.headers["HX-Redirect"]
+    nonsense = client.get("/", headers={"HX-Request": "true", "HX-Current-URL": "http://["})
+    assert nonsense.headers["HX-Redirect"] == "/accounts/login/?next=%2F"
     add_person(Role.VIEWER)
     given = "//evil.example"
     assert target.startswith("/accounts/login/?next=")

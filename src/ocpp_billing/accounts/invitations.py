@@ -212,7 +212,10 @@ def _good(text: str, rows: QuerySet[Invitation]) -> Invitation:
         number, nonce = _signer.unsign_object(text)
     except (BadSignature, ValueError):
         raise InvitationGoneError from None
-    invitation = rows.filter(pk=number, nonce=nonce, accepted_at=None, revoked_at=None).first()
+    # Whoever may invite nobody any more has invited nobody.
+    by_an_admin = {"invited_by__is_active": True, "invited_by__role": Role.ADMIN}
+    open_ones = rows.filter(pk=number, nonce=nonce, accepted_at=None, revoked_at=None, **by_an_admin)
+    invitation = open_ones.first()
     if invitation is None or invitation.expires_at <= clock.now():
         raise InvitationGoneError
     return invitation

@@ -45,8 +45,11 @@ class SignInRequiredMiddleware(LoginRequiredMiddleware):
         cannot be redirected: the session has ended, the whole page goes to sign-in.
         """
         if request.headers.get("HX-Request") == "true":
-            current = urlsplit(request.headers.get("HX-Current-URL", "/"))
-            back = current.path + (f"?{current.query}" if current.query else "")
+            try:
+                current = urlsplit(request.headers.get("HX-Current-URL", "/"))
+                back = current.path + (f"?{current.query}" if current.query else "")
+            except ValueError:  # no address at all, which no page of ours sends
+                back = "/"
             target = f"{resolve_url(self.get_login_url(view_func))}?{urlencode({'next': back})}"
             return HttpResponse(status=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": target})
         if request.headers.get("Accept") == "text/event-stream":

@@ -45,7 +45,7 @@ def list_tags(
         {
             "id_tag": caller.tag(row.id_tag),
             "parent": None if row.parent is None else caller.tag(row.parent),
-            "note": row.note,
+            "note": row.note if caller.sees_tags else None,
             "blocked": row.blocked,
             "vanished_at": row.vanished_at,
             "identity_conflict": (

@@ -109,7 +109,7 @@ def session_detail(
             "subscription_id": decision.external_subscription_id,
             "decided_at": decision.decided_at,
             "decided_by": decision.decided_by,
-            "note": decision.note,
+            "note": without_tag(decision.note, tag, caller),
         }
         for decision in session.decisions.order_by("-pk")
     ]
@@ -120,7 +120,7 @@ def session_detail(
             "reason": ruling.reason,
             "customer_id": ruling.customer_external_id,
             "subscription_id": ruling.subscription_external_id,
-            "note": ruling.note,
+            "note": without_tag(ruling.note, tag, caller),
             "at": ruling.at,
             "by": ruling.by,
             "revoked_at": ruling.revoked_at,

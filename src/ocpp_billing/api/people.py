@@ -125,10 +125,13 @@ def make_token(request: ApiRequest, data: TokenIn) -> Any:
 
 @tokens_router.delete("/{token_id}", response=TokenOut, auth=allow(Role.VIEWER))
 def revoke_token(request: ApiRequest, token_id: Id) -> Any:
-    """Revoke a token of yours; admins may revoke anybody's. It stays in the list."""
+    """Revoke a token of yours (by a token: only itself); admins revoke any. It stays in the list."""
     rows = ApiToken.objects.select_related("user")
     if request.auth.role != Role.ADMIN:
         rows = rows.filter(user=request.auth.user)
+        if request.auth.token is not None:
+            # One that leaked may end itself, and not the others of its owner.
+            rows = rows.filter(pk=request.auth.token.pk)
     token = rows.filter(pk=token_id).first()
     if token is None:
         raise Http404(f"There is no token {token_id} of yours.")

@@ -195,8 +195,14 @@ def export_mappings(target: IO[str], *, source: str) -> int:
     return number
 
 
-def mapping_lines(source: str, seen: Callable[[str], str] = str) -> Iterator[str]:
-    """All mappings as lines of a CSV file, header first; ``seen``: a tag as whoever asks may see it."""
+def mapping_lines(source: str, seen: Callable[[str], str] = str, *, notes: bool = True) -> Iterator[str]:
+    """All mappings as lines of a CSV file, header first.
+
+    Args:
+        source: name of the StEvE.
+        seen: a tag as whoever asks may see it.
+        notes: whether they may see notes, which may name a tag.
+    """
     mappings = TagMapping.objects.filter(id_tag__source=source).select_related("id_tag")
     return csv_lines(
         COLUMNS,
@@ -208,7 +214,7 @@ def mapping_lines(source: str, seen: Callable[[str], str] = str) -> Iterator[str
                 mapping.valid_from,
                 mapping.valid_to,
                 mapping.active,
-                mapping.note,
+                mapping.note if notes else "",
             )
             for mapping in mappings.order_by("id_tag__folded", "valid_from").iterator()
         ),

@@ -21,6 +21,7 @@ from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.mask import SHOWN
 from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.mappings.models import LagoCustomer
+from ocpp_billing.mappings.tags import tags_ending
 from ocpp_billing.portal.access import caller
 from ocpp_billing.portal.format import stamp
 
@@ -149,7 +150,7 @@ def _tags(asked: str, source: str, who: Caller) -> list[Hit]:
     elif len(asked) == SHOWN:
         rows = [
             each
-            for each in tags.filter(folded__endswith=folded).order_by("pk")[: SHOWN_OF_EACH + 1]
+            for each in tags.filter(pk__in=tags_ending(source, asked)).order_by("pk")[: SHOWN_OF_EACH + 1]
             if len(each.text) > SHOWN
         ]
     else:
@@ -159,7 +160,7 @@ def _tags(asked: str, source: str, who: Caller) -> list[Hit]:
             _list(tag=each.text if who.sees_tags else each.text[-SHOWN:]),
             who.tag(each.text),
             each.note or "" if who.sees_tags else "",
-            exact=each.folded == folded,
+            exact=who.sees_tags and each.folded == folded,
         )
         for each in rows
     ]

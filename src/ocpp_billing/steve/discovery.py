@@ -247,8 +247,10 @@ class Discovery:
             self._ask(open_ids)
 
     def _probe_next(self) -> None:
-        while self._ask(self._next_ids(1)):
-            pass
+        # Counted here: a row that cannot be read is shown, and is not the highest that is known.
+        (number,) = self._next_ids(1)
+        while self._ask([number]):
+            number += 1
 
     def _next_portion(self, name: str, ids: Sequence[int], size: int) -> list[int]:
         """So many of these ids, in turn from cycle to cycle."""
