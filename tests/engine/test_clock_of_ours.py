@@ -10,7 +10,7 @@ from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.billing.models import UsageEvent
-from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.simulators.server import Fault
 
 YEAR = timedelta(days=366)
@@ -67,3 +67,16 @@ def test_what_lago_said_while_it_was_ahead_is_not_believed_for_a_year(world):
         cursor.execute("SELECT max(read_at) FROM lago_customer_read")
         ((read_at,),) = cursor.fetchall()
     assert read_at <= world.clock.now()
+
+
+def test_a_tag_that_gets_another_parent_afterwards_is_read_once_it_is_right(world):
+    world.payer("TAG-FLEET", "fleet")
+    world.steve.add_tag("TAG-FLEET")
+    world.steve.add_tag("TAG-VAN")
+    with our_clock_ahead(world, YEAR):
+        world.sync()
+    world.steve.set_parent("TAG-VAN", "TAG-FLEET")
+    for _ in range(4):
+        world.clock.advance(hours=1)
+        world.sync()
+    assert IdTag.objects.filter(text="TAG-VAN", parents__parent__text="TAG-FLEET").exists()

@@ -233,7 +233,8 @@ class StuckSearch:
         if last is None:
             return True
         rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        return clock.now() >= datetime.fromisoformat(last["at"]) + rest
+        # A reading that lies ahead was noted by a clock that was wrong.
+        return not timedelta() <= clock.now() - datetime.fromisoformat(last["at"]) < rest
 
     def _ask_details(self, sessions: Iterable[Unfinished]) -> tuple[TransactionsAnswer, list[int]]:
         rows: list[Transaction] = []
@@ -261,9 +262,13 @@ class StuckSearch:
         return TransactionsAnswer(rows, []), gone
 
     def _recently_failed(self) -> dict[str, str]:
-        since = clock.now() - FAILED_AGAIN_AFTER
+        now = clock.now()
         failed: dict[str, str] = self.progress.get("details_failed", {})
-        return {number: at for number, at in failed.items() if datetime.fromisoformat(at) > since}
+        return {
+            number: at
+            for number, at in failed.items()
+            if now - FAILED_AGAIN_AFTER < datetime.fromisoformat(at) <= now
+        }
 
     def _ask_by_id(self, sessions: Sequence[Unfinished]) -> tuple[TransactionsAnswer, list[int]]:
         ids = [session.steve_id for session in sessions]

@@ -318,8 +318,10 @@ class Discovery:
         return self.spare_calls + 1 if "evidence" in self.planned else 0
 
     def _last(self, kind: str) -> datetime | None:
+        """When it was asked last; None = never, or at a time that only a wrong clock could name."""
         last = self.progress.get(kind)
-        return None if last is None else min(datetime.fromisoformat(last["at"]), clock.now())
+        at = None if last is None else datetime.fromisoformat(last["at"])
+        return None if at is None or at > clock.now() else at
 
     def _instant(self, key: str) -> datetime | None:
         given = self.progress.get(key)
@@ -384,7 +386,7 @@ class Discovery:
         others = [row.steve_id for row in answer.rows if row.steve_id in known.keys() - matching]
         if others:
             return not self._recognise_strangers(min(others))
-        if matching or answer.malformed:
+        if matching or any(row.steve_id in known for row in answer.malformed):
             self.progress["recognised_at"] = clock.now().isoformat()
             return True
         if len(latest) < IDENTITY_SAMPLE:

@@ -240,7 +240,7 @@ def _read_tags(name: str, discovery: Discovery, journal: RunJournal) -> None:
     last = progress.get("tags")
     if last is not None and "tags" not in discovery.planned:
         rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        is_rested = clock.now() >= datetime.fromisoformat(last["at"]) + rest
+        is_rested = not timedelta() <= clock.now() - datetime.fromisoformat(last["at"]) < rest
         if not (is_rested and KnownSessions(name).unknown_tags()):
             return
     busy_before = steve.busy_s
