@@ -211,6 +211,18 @@ class World:
             counted[steve_id] = counted.get(steve_id, 0) + energy_wh
         return counted
 
+    def others_send(self, subscription: str, kwh: str) -> None:
+        """Somebody else sends Lago an event of the metric, such as ``"-2.000"``, for now."""
+        now_s = self.clock.now().timestamp()
+        event = {
+            "transaction_id": "somebody-elses",
+            "code": "ev_charging_kwh",
+            "external_subscription_id": subscription,
+            "timestamp": now_s,
+            "properties": {"kwh": kwh},
+        }
+        self.lago.books.events.add_one(event, int(now_s * 1_000_000))
+
     def posts(self) -> list[str]:
         """Paths of the usage events that were posted to Lago, by request."""
         return [

@@ -309,16 +309,7 @@ def test_a_billed_session_that_turns_out_empty_is_taken_back_where_lago_honours_
 def test_of_two_corrections_the_second_waits_while_lago_does_not_count_the_first(live):
     first, second = (live.session("TAG-ALICE", energy_wh=energy_wh) for energy_wh in (5_000, 3_000))
     live.sync()
-    live.lago.books.events.add_one(  # somebody else took 2 kWh back
-        {
-            "transaction_id": "somebody-elses",
-            "code": "ev_charging_kwh",
-            "external_subscription_id": "sub-alice",
-            "timestamp": live.clock.now().timestamp(),
-            "properties": {"kwh": "-2.000"},
-        },
-        int(live.clock.now().timestamp() * 1_000_000),
-    )
+    live.others_send("sub-alice", "-2.000")  # somebody else took 2 kWh back
     live.session("TAG-ALICE", energy_wh=1_000)
     live.sync()  # Lago is asked what it counts for the third: 7 kWh
     live.lago.delay_usage(3600)  # what comes now is counted, and not yet shown as counted

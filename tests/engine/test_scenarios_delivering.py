@@ -462,16 +462,7 @@ def test_row_35_a_billed_session_that_turns_out_to_be_hardly_one_is_corrected_no
 @pytest.mark.parametrize("release", ["3.9.0"])
 def test_row_35_a_correction_that_would_make_the_total_negative_is_held_with_its_amount(live):
     session = revised(live, 5_000, 3_000)
-    live.lago.books.events.add_one(
-        {
-            "transaction_id": "somebody-elses",
-            "code": "ev_charging_kwh",
-            "external_subscription_id": "sub-alice",
-            "timestamp": live.clock.now().timestamp(),
-            "properties": {"kwh": "-4.000"},
-        },
-        int(live.clock.now().timestamp() * 1_000_000),
-    )
+    live.others_send("sub-alice", "-4.000")
     live.sync()
     assert live.state_of(session) == ("held", "refund_by_credit_note")
     assert session_of(session).rest_wh == -2_000
@@ -581,16 +572,7 @@ def test_row_35_a_move_within_the_period_takes_back_what_it_bills_elsewhere(live
 def test_row_35_of_two_moves_that_wait_in_the_queue_the_second_knows_of_the_first(live):
     sessions = [live.session("TAG-ALICE", energy_wh=energy_wh) for energy_wh in (5_000, 3_000)]
     live.sync()
-    live.lago.books.events.add_one(  # somebody else took 2 kWh back: 6 kWh are counted
-        {
-            "transaction_id": "somebody-elses",
-            "code": "ev_charging_kwh",
-            "external_subscription_id": "sub-alice",
-            "timestamp": live.clock.now().timestamp(),
-            "properties": {"kwh": "-2.000"},
-        },
-        int(live.clock.now().timestamp() * 1_000_000),
-    )
+    live.others_send("sub-alice", "-2.000")  # somebody else took 2 kWh back: 6 kWh are counted
     live.pause()
     assert move(live, sessions[0], "bob").refund_by_hand == frozenset()
     assert move(live, sessions[1], "bob").refund_by_hand == {"sub-alice"}
