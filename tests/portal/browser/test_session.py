@@ -63,7 +63,9 @@ def test_a_charge_is_explained_and_its_payload_copied_to_the_byte(visit, now, bi
     for part in ("Decided: bill it", "44.000 kWh to subscription", "code: not found", "Given up"):
         expect(story).to_contain_text(part)
     story.get_by_text("The exact payload").first.click()
-    story.get_by_role("button", name="Copy as it is sent").first.click()
+    button = story.get_by_role("button", name="Copy as it is sent").first
+    button.click()
+    expect(button).to_contain_class("good")
     # Our policy lets no page read the clipboard, so what is in it is pasted.
     page.keyboard.press("/")
     page.keyboard.press("Control+V")

@@ -73,7 +73,7 @@
 
   // -- copy buttons ---------------------------------------------------------------------------------
   // A browser gives the clipboard to pages over https only (and on this machine); elsewhere the old way works.
-  const copy = async (text) => {
+  const copy = async (text, button) => {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
     const box = document.createElement("textarea");
     box.value = text;
@@ -82,12 +82,12 @@
     box.select();
     document.execCommand("copy");
     box.remove();
+    button.focus();
   };
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-copy]");
     if (button === null) return;
-    await copy(button.dataset.copy);
-    button.focus();
+    await copy(button.dataset.copy, button);
     button.classList.add("good");
     setTimeout(() => button.classList.remove("good"), 1500);
   });
