@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import timedelta
+from itertools import pairwise
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -14,6 +15,7 @@ from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow, S
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.simulators.steve import Sample
 from ocpp_billing.simulators.steve_recording import recording_offset
+from ocpp_billing.steve import discovery
 from ocpp_billing.steve.capabilities import NOWHEN
 from ocpp_billing.sync.models import SyncLog
 
@@ -634,6 +636,25 @@ def test_row_33_a_short_history_is_read_in_two_windows_however_old_it_is(live):
     numbers = [live.session("TAG-ALICE", start=timedelta(days=days)) for days in (2_000, 300, 19, 0.5)]
     assert live.sync().status == "completed"
     assert len(windows_of(live)) == 2
+    assert set(ChargingSession.objects.values_list("steve_id", flat=True)) == set(numbers)
+    live.assert_conserved()
+
+
+@every_release
+def test_row_33_the_window_of_the_last_days_is_read_in_pieces_where_it_holds_very_many(live, monkeypatch):
+    monkeypatch.setattr(discovery, "MOST_WINDOW_ROWS", 10)
+    numbers = [
+        live.session("TAG-ALICE", start=hours * HOUR, stop=(hours - 1) * HOUR) for hours in range(52, 3, -2)
+    ]
+    for _ in range(2):  # by what the first read of the history counted, then by what the window did
+        live.steve.requests.clear()
+        now = live.clock.now()
+        assert live.sync().status == "completed"
+        asked = [parse_qs(urlsplit(path).query) for path in live.steve_calls("from=")]
+        pieces = [(query["from"][0][:19], query["to"][0][:19]) for query in asked[-3:]]
+        assert (pieces[0][0], pieces[-1][1]) == (f"{now - 3 * DAY:%FT%T}", f"{now + 2 * DAY:%FT%T}")
+        assert all(earlier[1] == later[0] for earlier, later in pairwise(pieces))
+        live.clock.advance(HOUR)
     assert set(ChargingSession.objects.values_list("steve_id", flat=True)) == set(numbers)
     live.assert_conserved()
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ocpp_billing import clock
@@ -53,6 +54,8 @@ SPREAD_SAMPLE, SPREAD_SINGLES = 100, 10
 # Reaches from offline chargers and late stops to wrong clocks; older ones are met by the nightly reads.
 WINDOW = timedelta(hours=72)
 WINDOW_AHEAD = timedelta(days=2)
+# More in one answer would be most of what the engine holds in memory.
+MOST_WINDOW_ROWS = 20_000
 # Less than an hour, so that cycles an hour apart need not wait for the next but one.
 TAGS_EVERY = timedelta(minutes=50)
 # Less often than tags: whose session it is comes before how much of it is proved.
@@ -523,10 +526,23 @@ class Discovery:
         self._ask(sorted(before - listed))
 
     def _read_window(self) -> None:
-        """What started (or, on 3.8 and 3.9, stopped) lately: also beyond a hole, also already finished."""
-        now = clock.now()
-        answer = self._timed("window", lambda: self._window(now - WINDOW, now + WINDOW_AHEAD))
-        self._record(answer)
+        """What started (or, on 3.8 and 3.9, stopped) lately: also beyond a hole, also already finished.
+
+        In one call, but in pieces of time where so many sessions are of these days that one answer would
+        take much memory.
+        """
+        now, before = clock.now(), self.client.busy_s
+        pieces = max(1, -(-self.progress.get("window_rows", 0) // MOST_WINDOW_ROWS))
+        edges = [now - WINDOW + piece * WINDOW / pieces for piece in range(pieces)]
+        rows = 0
+        for start, end in pairwise([*edges, now + WINDOW_AHEAD]):
+            answer = self._window(start, end)
+            rows += len(answer.rows)
+            if end > now:
+                took_s = round(self.client.busy_s - before, 3)
+                self.progress["window"] = {"at": clock.now().isoformat(), "took_s": took_s}
+                self.progress["window_rows"] = rows
+            self._record(answer)
 
     def _window(self, from_: datetime, to: datetime) -> TransactionsAnswer:
         """A window by what this release compares; never all types where that returns the whole history."""
@@ -625,6 +641,11 @@ class Discovery:
             self._read_active()
         self._read_windows("backfill", BEGINNING)
         self._fill_gaps_of_history()
+        self.progress["window_rows"] = len(
+            self.known.stopped_between(
+                clock.now() - WINDOW, END, by_stop=self.capabilities.window_basis == "stop"
+            )
+        )
         self.progress["backfilled_at"] = self.progress["complete_at"] = clock.now().isoformat()
         self.progress["night"] = clock.now().astimezone(self.zone).date().isoformat()
 
