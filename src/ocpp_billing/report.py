@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ocpp_billing.billing.balance import Balance, BreakdownRow, Dimension, Proof
     from ocpp_billing.billing.closing import StuckSession
-    from ocpp_billing.reconcile.compare import Reconciliation
+    from ocpp_billing.reconcile.differences import Reconciliation
     from ocpp_billing.sync.models import SyncRun
 
 
@@ -167,6 +167,7 @@ def format_reconciliation(found: Reconciliation) -> str:
         counts = [
             f"{period.counted_kwh} kWh{' (invoiced)' if period.invoiced else ''}"
             f"{'' if period.agrees else ' DIFFERS'}"
+            f"{f', {say_kwh(period.uncounted_wh)} kWh just taken' if period.uncounted_wh else ''}"
             for period in line.periods
         ]
         table.append(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
-from ocpp_billing.billing.adopt import adopt_events
+from ocpp_billing.billing.adopt import adopt_events, look_for_unknown_events
 from ocpp_billing.billing.control import ControlError, go_live, preview_go_live, read_status
 from ocpp_billing.sync.clients import open_clients
 from tests.world import back_up_ledger, empty_ledger, restore_ledger
@@ -210,6 +212,19 @@ def test_a_ledger_from_before_the_metric_changed_learns_what_was_sent_for_the_ol
     assert world.lago_wh_by_session() == {known: 2_000, forgotten: 3_000}
     assert world.state_of(forgotten) == ("confirmed", None)
     world.assert_conserved()
+
+
+def test_lago_is_asked_for_the_metric_that_is_set_before_the_one_that_was_sent_last(changing):
+    world = changing
+    world.session("TAG-ALICE", energy_wh=2_000)
+    world.sync()
+    config = world.config(lago_metric_code="energy_kwh")
+    asked = len(world.lago.requests)
+    with open_clients(config) as (_, lago), CaptureQueriesContext(connection) as queries:
+        assert look_for_unknown_events(config, lago) is None
+    paths = [request["path"] for request in world.lago.requests[asked:]]
+    assert ["code=energy_kwh" in path for path in paths] == [True, False]
+    assert "payload" not in str(queries.captured_queries)
 
 
 def test_nothing_is_adopted_under_a_metric_that_lago_does_not_have(world):

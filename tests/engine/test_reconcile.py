@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.db import connection
 
+from ocpp_billing.billing.confirm import LOST_AFTER
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.cli import main
 from ocpp_billing.lago.wire import UsageEvent as EventToSend
+from ocpp_billing.reconcile import pieces
 from ocpp_billing.sync.clients import lago_client
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -127,6 +131,78 @@ def test_what_steve_shows_otherwise_than_the_ledger_is_named(live, reconcile, re
     assert ("gone", "sub-bob", str(deleted)) in found
 
 
+@pytest.mark.parametrize("release", ["3.9", "3.11", "3.14"])
+def test_a_number_that_names_another_session_is_found_even_with_the_same_energy(live, reconcile, release):
+    tag, started, stopped = (live.session("TAG-ALICE", f"CP-{n}", energy_wh=5_000) for n in (1, 2, 3))
+    live.session("TAG-ALICE", "CP-4", energy_wh=5_000)
+    live.sync()
+    before = live.clock.now() - 3 * HOUR
+    sessions = {each: ChargingSession.objects.filter(steve_id=each) for each in (tag, started, stopped)}
+    sessions[tag].update(id_tag_text="TAG-SOMEBODY")
+    sessions[started].update(started_at=before)
+    sessions[stopped].update(stopped_at=live.clock.now() - HOUR / 2)
+    found = reconcile()
+    assert differences(found) == {
+        ("other_session", "sub-alice", str(tag)),
+        ("other_session", "sub-alice", str(started)),
+        ("changed", "sub-alice", str(stopped)),
+    }
+    says = {difference["what"]: difference["says"] for difference in found["differences"]}
+    assert says[str(tag)] == (
+        "StEvE shows another session by this number: another id tag (…LICE, the ledger …BODY)."
+    )
+    assert f"the ledger one at {before:%Y-%m-%d %H:%M:%S} UTC" in says[str(started)]
+
+
+@pytest.mark.parametrize("release", ["3.7", "3.9", "3.14"])
+def test_a_window_is_read_in_pieces_and_each_session_is_compared_once(live, reconcile, release, monkeypatch):
+    monkeypatch.setattr(pieces, "MOST_ROWS", 2)
+    ids = [
+        live.session(f"TAG-{who}", "CP-1", start=(days + 1) * DAY, stop=days * DAY + HOUR, energy_wh=1_000)
+        for days, who in zip(range(18, -1, -1), ["ALICE", "BOB"] * 10, strict=False)
+    ]
+    live.sync()
+    asked = len(live.steve.requests)
+    found = reconcile()
+    assert found["agrees"]
+    assert sum(line["ledger"]["confirmed"]["sessions"] for line in found["subscriptions"]) == len(ids)
+    assert sum(line["steve"]["sessions"] for line in found["subscriptions"]) == len(ids)
+    assert sum(line["lago"]["events"] for line in found["subscriptions"]) == len(ids)
+    windows = [parse_qs(urlsplit(each["path"]).query) for each in live.steve.requests[asked:]]
+    widths = [
+        datetime.fromisoformat(window["to"][0]) - datetime.fromisoformat(window["from"][0])
+        for window in windows
+        if "to" in window and "transactionPk" not in window
+    ]
+    assert len(widths) > 9
+    assert max(widths) <= pieces.LONGEST
+    # StEvE shows it in another piece than the ledger has it.
+    moved = ChargingSession.objects.get(steve_id=ids[3])
+    ChargingSession.objects.filter(pk=moved.pk).update(
+        stopped_at=moved.stopped_at + 9 * DAY, started_at=moved.started_at + 9 * DAY
+    )
+    found = reconcile()
+    assert [difference["what"] for difference in found["differences"]] == [str(ids[3])]
+    assert sum(line["steve"]["sessions"] for line in found["subscriptions"]) == len(ids)
+    assert sum(line["ledger"]["confirmed"]["sessions"] for line in found["subscriptions"]) == len(ids)
+
+
+def test_a_correction_that_is_dated_after_the_window_is_compared_with_its_session(live, reconcile):
+    steve_id = live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    ended = live.clock.now()
+    live.lago.close_period("sub-alice")
+    live.show_as(steve_id, stopValue="8000")
+    live.sync(late_policy="current_period")
+    live.clock.advance(LOST_AFTER)
+    window = ("--from", live.begins_at.isoformat(), "--to", ended.isoformat())
+    found = reconcile(*window)
+    assert found["agrees"]
+    assert lines(found)["sub-alice"]["lago"] == {"events": 2, "energy_wh": 7_000}
+    UsageEvent.objects.filter(n=2).update(transaction_id="steve:main:999-00000000:2")
+    assert ("missing_in_lago", "sub-alice", "steve:main:999-00000000:2") in differences(reconcile(*window))
+
+
 def test_a_session_older_than_every_window_is_asked_for_by_its_number(live, reconcile):
     live.session("TAG-ALICE", start=19 * DAY, stop=HOUR, energy_wh=5_000)
     live.sync(max_session_hours=1000)
@@ -194,8 +270,85 @@ def test_a_charge_in_advance_is_compared_by_its_fees(world, reconcile):
     world.session("TAG-ALICE", energy_wh=5_000)
     world.sync()
     assert reconcile()["agrees"]
+    world.clock.advance(LOST_AFTER)
     UsageEvent.objects.update(transaction_id="steve:main:999-00000000:1")
     assert ("no_fee", "sub-alice", "steve:main:999-00000000:1") in differences(reconcile())
+
+
+def test_a_fee_is_waited_for_as_long_as_lago_may_take_to_make_it(world, reconcile):
+    world.plan("ahead", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ahead")
+    world.go_live()
+    world.lago.lose_jobs(1)
+    world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync()
+    assert reconcile()["agrees"]
+    world.clock.advance(LOST_AFTER)
+    assert [code for code, _, _ in differences(reconcile())] == ["no_fee"]
+
+
+def test_two_fees_of_one_event_are_one_too_many(world, reconcile):
+    world.plan("ahead", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ahead")
+    world.go_live()
+    world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync()
+    books = world.lago.books
+    (fee,) = books.fees
+    books.fees.append(replace(fee, lago_id="another"))
+    (difference,) = reconcile()["differences"]
+    assert (difference["code"], difference["what"]) == ("billed_twice", fee.event_transaction_id)
+    assert difference["says"] == "Lago charged it 2 times: 5.0 kWh, 5.0 kWh."
+    books.fees[:] = [replace(fee, usage=replace(fee.usage, units=Decimal(4)))]
+    (difference,) = reconcile()["differences"]
+    assert (difference["code"], difference["says"]) == (
+        "fee_differs",
+        "Lago charged 4.0 kWh for it, 5.000 kWh were sent.",
+    )
+
+
+def test_after_an_upgrade_from_arrears_to_advance_each_event_is_compared_as_it_was_charged(live, reconcile):
+    live.plan("ahead", pay_in_advance_charge=True)
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    live.lago.upgrade("sub-alice", "ahead")
+    live.clock.advance(hours=6)
+    live.session("TAG-ALICE", energy_wh=700)
+    live.sync()
+    live.clock.advance(LOST_AFTER)
+    found = reconcile()
+    assert found["agrees"]
+    assert lines(found)["sub-alice"]["lago"] == {"events": 2, "energy_wh": 5_700}
+    (period,) = lines(found)["sub-alice"]["periods"]
+    assert (period["counted_kwh"], period["invoiced"]) == ("5.0", True)
+    UsageEvent.objects.filter(energy_wh=5_000).update(energy_wh=6_000)  # as if the invoice counted less
+    assert [code for code, _, _ in differences(reconcile())] == ["count_differs"]
+
+
+def test_what_was_invoiced_before_the_charge_was_paid_in_advance_needs_no_fee(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    live.lago.close_period("sub-alice")
+    charge = live.lago.books.catalogue.plans["ev_payg"].charges[0]
+    live.lago.books.catalogue.plans["ev_payg"].charges[:] = [replace(charge, pay_in_advance=True)]
+    window = ("--from", live.begins_at.isoformat(), "--to", live.clock.now().isoformat())
+    assert reconcile(*window)["agrees"]
+    UsageEvent.objects.update(energy_wh=6_000)
+    assert [code for code, _, _ in differences(reconcile(*window))] == ["no_fee"]
+
+
+def test_usage_that_lags_behind_by_minutes_is_no_difference(live, reconcile):
+    live.session("TAG-ALICE", energy_wh=5_000)
+    live.sync()
+    live.lago.delay_usage(3_600)
+    live.session("TAG-ALICE", "CP-2", energy_wh=700)
+    live.sync()
+    found = reconcile()
+    assert found["agrees"]
+    (period,) = lines(found)["sub-alice"]["periods"]
+    assert (period["counted_kwh"], period["ours_wh"], period["uncounted_wh"]) == ("5.0", 5_700, 700)
+    live.clock.advance(LOST_AFTER)
+    assert [code for code, _, _ in differences(reconcile())] == ["count_differs"]
 
 
 def test_an_invoiced_period_is_compared_too(live, reconcile):

@@ -68,10 +68,11 @@ def look_for_unknown_events(config: Config, lago: LagoClient) -> str | None:
     """
     source = config.steve_source
     # Restored to a time before LAGO_METRIC_CODE was changed, the ledger lacks what was sent for the old one.
-    latest = UsageEvent.objects.filter(source=source, attempts__gt=0).order_by("-id").first()
+    sent = UsageEvent.objects.filter(source=source, attempts__gt=0).order_by("-id")
+    latest_code = sent.values_list("metric_code", flat=True).first()
     looked_at = DeliveryControl.objects.filter(source=source, history_checked_at__isnull=False).exists()
-    whole_history = latest is None and not looked_at
-    for code in {config.lago_metric_code, latest.metric_code if latest else config.lago_metric_code}:
+    whole_history = latest_code is None and not looked_at
+    for code in dict.fromkeys([config.lago_metric_code, latest_code or config.lago_metric_code]):
         unknown = _look_under(code, source, lago, whole_history=whole_history)
         if unknown is not None:
             return unknown

@@ -300,7 +300,7 @@ def compare_usage(
         return None
     counted = lines[0].units if lines else Decimal(0)
     ours_wh = _sent_wh(source, subscription, directory.metric_code, usage)
-    if counted == _rounded(Decimal(ours_wh) / 1000, metric):
+    if counted == rounded(Decimal(ours_wh) / 1000, metric):
         return Comparison(counted, ours_wh, None, agrees=True)
     events = tuple(
         client.events(
@@ -311,7 +311,7 @@ def compare_usage(
         )
     )
     others = _others_kwh(source, events, directory.field_name)
-    agrees = counted == _rounded(max(Decimal(ours_wh) / 1000 + others, Decimal(0)), metric)
+    agrees = counted == rounded(max(Decimal(ours_wh) / 1000 + others, Decimal(0)), metric)
     return Comparison(counted, ours_wh, others, agrees, events)
 
 
@@ -345,12 +345,12 @@ def counted_by_invoice(
             return None
     possible = set()
     total, before = Decimal(0), frozenset[str]()
-    if counted == _rounded(total, metric):
+    if counted == rounded(total, metric):
         possible.add(before)
     for _, together in sorted(arrived.items()):
         total += sum((quantity_of(event, field) for event in together), Decimal(0))
         before |= {event.transaction_id for event in together if event.transaction_id in wanted}
-        if counted == _rounded(max(total, Decimal(0)), metric):
+        if counted == rounded(max(total, Decimal(0)), metric):
             possible.add(before)
     return possible.pop() if len(possible) == 1 else None
 
@@ -370,7 +370,7 @@ def _usage(group: _Group, client: LagoClient, metric_code: str) -> Usage | None:
     return None
 
 
-def _rounded(quantity: Decimal, metric: BillableMetric) -> Decimal:
+def rounded(quantity: Decimal, metric: BillableMetric) -> Decimal:
     """A quantity as Lago shows it: rounded as the metric says, once, after adding up."""
     rounding = ROUNDINGS.get(metric.rounding_function or "")
     if rounding is None:

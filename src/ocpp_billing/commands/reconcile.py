@@ -48,7 +48,6 @@ def reconcile(config: Config, args: argparse.Namespace) -> int:
     from_, to = _window(config, args)
     with open_clients(config) as (steve, lago), ledger(config):
         from ocpp_billing.charging.known import KnownSessions
-        from ocpp_billing.lago.directory import LagoDirectory
         from ocpp_billing.reconcile.compare import reconcile as compare
         from ocpp_billing.report import format_reconciliation
         from ocpp_billing.steve.capabilities import override, probe
@@ -59,8 +58,8 @@ def reconcile(config: Config, args: argparse.Namespace) -> int:
         else:
             latest = KnownSessions(config.steve_source).latest_ids(1)
             capabilities = probe(steve, latest[0] if latest else None)
-        directory = LagoDirectory(lago, config.lago_metric_code)
-        found = compare(config.steve_source, steve, capabilities, lago, directory, from_, to, Progress())
+        code = config.lago_metric_code
+        found = compare(config.steve_source, steve, capabilities, lago, code, from_, to, Progress())
         if args.json:
             out_json(found.to_json())
         else:

@@ -1,107 +1,160 @@
-"""StEvE's side: which sessions it holds that stopped in a window, on every release."""
+"""StEvE's side: which sessions it holds that stopped in a window, piece by piece, on every release."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
 
 from ocpp_billing.steve.discovery import NIGHTLY_REACH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
 
+    from ocpp_billing.reconcile.pieces import Piece
     from ocpp_billing.steve.capabilities import Capabilities
     from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.wire import MalformedRow, ReportRow, Transaction
 
-# Windows are read in pieces, so that neither StEvE nor we hold a year in memory.
-PIECE: Final = timedelta(days=7)
 # Where a call carries one id only, so many sessions that no window showed are asked for.
 MOST_SINGLES: Final = 200
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
+_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A session as StEvE shows it now. ``stopped_at`` and ``energy_wh`` are None while it is active."""
+    """A session as StEvE shows it now. ``stopped_at`` and ``stop_wh`` are None while it is active."""
 
     steve_id: int
+    id_tag: str
+    started_at: datetime | None
+    start_wh: int
     stopped_at: datetime | None
-    energy_wh: int | None
+    stop_wh: int | None
+
+    @property
+    def energy_wh(self) -> int | None:
+        """What the registers say; None while it is active."""
+        return None if self.stop_wh is None else self.stop_wh - self.start_wh
 
 
 @dataclass(slots=True)
 class SteveSide:
-    """What StEvE holds.
+    """What StEvE holds of a piece of the window.
 
     Attributes:
         stops: sessions that stopped in the window, by id, and others that were asked for by id.
-        unreadable: rows that could not be read.
         gone: ids that were asked for and are not there.
-        not_asked: ids that would have to be asked for one by one, and were too many.
     """
 
     stops: dict[int, Stop] = field(default_factory=dict)
-    unreadable: int = 0
     gone: set[int] = field(default_factory=set)
-    not_asked: set[int] = field(default_factory=set)
 
 
-def read_stops(
-    steve: SteveClient,
-    capabilities: Capabilities,
-    from_: datetime,
-    to: datetime,
-    say: Callable[[str], None],
-) -> SteveSide:
-    """Read the sessions that stopped in ``[from_, to)``.
+class SteveReader:
+    """Reads the sessions that stopped in a window, a piece of it at a time.
 
     From 3.12 on StEvE's report of stops says exactly that. On 3.8 and 3.9 a window of stopped sessions
     compares stops, too (never one of all types, which returns the whole history there). All others compare
     starts: those are read from five weeks earlier on, so a session that lasted longer, or that began by a
-    charger's clock of 1970, is only found where the ledger knows it (:func:`ask_for`).
+    charger's clock of 1970, is only found where the ledger knows it (:meth:`ask_for`).
 
-    Raises:
-        SteveError: when StEvE cannot be asked.
+    Attributes:
+        basis: the time by which pieces are told apart.
+        first: where the first piece begins.
+        not_asked: how many ids would have to be asked for one by one, and were too many.
     """
-    side = SteveSide()
-    if capabilities.csv_report:
-        report = steve.report_csv(from_, to)
-        side.unreadable = len(report.malformed)
-        for row in report.rows:
-            if not (_INTEGER.fullmatch(row.start_value) and _INTEGER.fullmatch(row.stop_value)):
-                side.unreadable += 1
-            elif row.stopped_at is not None and from_ <= row.stopped_at < to:
-                energy_wh = int(row.stop_value) - int(row.start_value)
-                side.stops[row.steve_id] = Stop(row.steve_id, row.stopped_at, energy_wh)
+
+    def __init__(self, steve: SteveClient, capabilities: Capabilities, from_: datetime, to: datetime) -> None:
+        self._steve = steve
+        self._capabilities = capabilities
+        self._from, self._to = from_, to
+        by_stop = capabilities.csv_report or capabilities.window_basis == "stop"
+        self.basis: Literal["stop", "start"] = "stop" if by_stop else "start"
+        self.first = from_ if by_stop else from_ - NIGHTLY_REACH
+        self.not_asked = 0
+        self._asked_singly = 0
+        self._unreadable: set[str] = set()
+
+    @property
+    def unreadable(self) -> int:
+        """Rows that could not be read so far."""
+        return len(self._unreadable)
+
+    def read(self, piece: Piece) -> SteveSide:
+        """Read the sessions of a piece that stopped in the window.
+
+        Raises:
+            SteveError: when StEvE cannot be asked.
+        """
+        side = SteveSide()
+        if self._capabilities.csv_report:
+            report = self._steve.report_csv(piece.begin, piece.end)
+            self._set_aside(report.malformed)
+            shown = [stop for row in report.rows if (stop := self._of_report(row)) is not None]
+        else:
+            answer = self._steve.transactions(
+                type=self._capabilities.window_type, from_=piece.begin, to=piece.end
+            )
+            self._set_aside(answer.malformed)
+            shown = [_stop(row) for row in answer.rows]
+        for stop in shown:
+            if self.stopped_in_window(stop) and piece.begin <= self._instant_of(stop) < piece.end:
+                side.stops[stop.steve_id] = stop
         return side
-    begin = from_ if capabilities.window_basis == "stop" else from_ - NIGHTLY_REACH
-    while begin < to:
-        end = min(begin + PIECE, to)
-        answer = steve.transactions(type=capabilities.window_type, from_=begin, to=end)
-        side.unreadable += len(answer.malformed)
-        for shown in answer.rows:
-            if shown.stopped_at is not None and shown.stop_wh is not None and from_ <= shown.stopped_at < to:
-                energy_wh = shown.stop_wh - shown.start_wh
-                side.stops[shown.steve_id] = Stop(shown.steve_id, shown.stopped_at, energy_wh)
-        say(f"StEvE read up to {end:%Y-%m-%d}, {len(side.stops):,} sessions")
-        begin = end
-    return side
+
+    def ask_for(self, side: SteveSide, ids: Sequence[int]) -> None:
+        """Ask by id for sessions that the ledger has and the piece did not show.
+
+        Raises:
+            SteveError: when StEvE cannot be asked.
+        """
+        asked = list(ids)
+        if not self._capabilities.id_lists:
+            asked = asked[: max(MOST_SINGLES - self._asked_singly, 0)]
+            self._asked_singly += len(asked)
+        self.not_asked += len(ids) - len(asked)
+        answer = self._steve.transactions_by_id(asked, id_lists=self._capabilities.id_lists)
+        for row in answer.rows:
+            side.stops[row.steve_id] = _stop(row)
+        unreadable = {row.steve_id for row in answer.malformed}
+        side.gone = set(asked) - side.stops.keys() - unreadable
+
+    def stopped_in_window(self, stop: Stop) -> bool:
+        """Whether a session stopped in the window."""
+        return stop.stopped_at is not None and self._from <= stop.stopped_at < self._to
+
+    def is_in_another_piece(self, stop: Stop, piece: Piece) -> bool:
+        """Whether another piece shows this session that was asked for by id: there it is compared."""
+        instant = self._instant_of(stop)
+        return (
+            self.stopped_in_window(stop)
+            and self.first <= instant < self._to
+            and not piece.begin <= instant < piece.end
+        )
+
+    def _instant_of(self, stop: Stop) -> datetime:
+        instant = stop.stopped_at if self.basis == "stop" else stop.started_at
+        return instant or _BEFORE_ALL
+
+    def _of_report(self, row: ReportRow) -> Stop | None:
+        if not (_INTEGER.fullmatch(row.start_value) and _INTEGER.fullmatch(row.stop_value)):
+            self._unreadable.add(str(row.steve_id))
+            return None
+        return Stop(
+            row.steve_id,
+            row.id_tag,
+            row.started_at,
+            int(row.start_value),
+            row.stopped_at,
+            int(row.stop_value),
+        )
+
+    def _set_aside(self, malformed: Sequence[MalformedRow]) -> None:
+        self._unreadable |= {row.raw if row.steve_id is None else str(row.steve_id) for row in malformed}
 
 
-def ask_for(side: SteveSide, steve: SteveClient, capabilities: Capabilities, ids: Sequence[int]) -> None:
-    """Ask by id for sessions that the ledger has and no window showed.
-
-    Raises:
-        SteveError: when StEvE cannot be asked.
-    """
-    asked = list(ids) if capabilities.id_lists else list(ids)[:MOST_SINGLES]
-    side.not_asked = set(ids) - set(asked)
-    answer = steve.transactions_by_id(asked, id_lists=capabilities.id_lists)
-    for row in answer.rows:
-        energy_wh = None if row.stop_wh is None else row.stop_wh - row.start_wh
-        side.stops[row.steve_id] = Stop(row.steve_id, row.stopped_at, energy_wh)
-    unreadable = {row.steve_id for row in answer.malformed}
-    side.gone = set(asked) - side.stops.keys() - unreadable
+def _stop(row: Transaction) -> Stop:
+    return Stop(row.steve_id, row.id_tag, row.started_at, row.start_wh, row.stopped_at, row.stop_wh)
