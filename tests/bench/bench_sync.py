@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from tests.bench.cost import Cost, Meter, peak_rss_mb, statements_told
+from tests.bench.cost import Cost, Meter, forget_peak, peak_rss_mb, statements_told
 from tests.bench.systems import in_own_process, map_all, systems
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def measure(count: int, *, statements: bool = False) -> int:
         floor_count = _floor()
         floor = meter.read() - before
         map_all(simulated)
-        idle_mb = peak_rss_mb()
+        idle_mb = forget_peak()  # the floor holds whole days
         phases = Phases(meter)
         before = meter.read()
         with phases.watched(), statements_told(meter) if statements else nullcontext():
