@@ -88,6 +88,23 @@ def test_somebody_signed_in_makes_a_token_uses_it_and_revokes_it(as_session, cli
     assert [entry.action for entry in AuditEntry.objects.order_by("id")] == ["token.created", "token.revoked"]
 
 
+@pytest.mark.parametrize(
+    ("given", "days"), [({}, 90), ({"expires_at": None}, None), ({"expires_at": "2099-01-01"}, ...)]
+)
+def test_a_token_expires_unless_it_is_asked_not_to(as_session, at, given, days):
+    now = clock.now()
+    at(now)
+    made = as_session(Role.VIEWER)("POST", "/tokens", {"name": "x", "role": "viewer", **given})[1]
+
+    token = ApiToken.objects.get()
+    if days is None:
+        assert (token.expires_at, made["expires_at"]) == (None, None)
+    elif days is ...:
+        assert made["expires_at"].startswith("2099-01-01")
+    else:
+        assert token.expires_at == now + timedelta(days=days)
+
+
 def test_a_token_expires(at, client):
     now = clock.now()
     _, text = issue_token(

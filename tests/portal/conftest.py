@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
+from allauth.account.internal.flows.login import record_authentication
 from django.conf import settings as django_settings
 
 from ocpp_billing import clock
@@ -27,15 +29,24 @@ def add_person(role, email=None, **fields):
     )
 
 
+def confirm(client, person):
+    """As if the person had given their password once more just now."""
+    session = client.session
+    record_authentication(SimpleNamespace(session=session), person, "password", reauthenticated=True)
+    session.save()
+
+
 @pytest.fixture
 def signed_in(db):
-    """A function: role -> a client whose person has it."""
+    """A function: role -> a client whose person has it, and has proved it just now unless told otherwise."""
     from django.test import Client
 
-    def sign_in(role=Role.ADMIN):
+    def sign_in(role=Role.ADMIN, *, confirmed=True):
         client = Client()
         person = User.objects.filter(role=role).first() or add_person(role)
         client.force_login(person, backend=BACKEND)
+        if confirmed:
+            confirm(client, person)
         return client
 
     return sign_in

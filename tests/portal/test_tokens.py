@@ -8,7 +8,7 @@ import pytest
 
 from ocpp_billing.accounts.models import ApiToken, AuditEntry, Role, User
 from ocpp_billing.accounts.tokens import authenticate_token, issue_token
-from tests.portal.conftest import add_person
+from tests.portal.conftest import PASSWORD, add_person
 
 pytestmark = pytest.mark.django_db
 
@@ -37,9 +37,38 @@ def test_a_token_is_shown_once_and_works(signed_in, now):
 
 def test_one_that_never_expires_has_to_be_asked_for(signed_in):
     client = signed_in(Role.VIEWER)
-    make(client, lifetime="")
+    make(client, lifetime="never")
     assert ApiToken.objects.get().expires_at is None
     assert 'value="90" selected' in text(client.get("/settings/tokens/new"))
+
+
+def test_a_session_alone_makes_no_token_and_a_password_makes_the_one_that_was_asked_for(signed_in, mailbox):
+    client = signed_in(Role.OPERATOR, confirmed=False)
+    assert "/accounts/reauthenticate/" in client.get("/settings/tokens/new").headers["Location"]
+    asked = make(client, role="operator").headers["Location"]
+    assert asked.startswith("/accounts/reauthenticate/?next=")
+    assert "wants your password once more" in text(client.get(asked))
+    assert "The password is not correct" in text(client.post(asked, {"password": "not it"}))
+    assert not ApiToken.objects.exists()
+
+    make(client, role="operator")
+    given = client.post(asked, {"password": PASSWORD, "next": "/settings/tokens/new"})
+    (token,) = set(re.findall(r"obs_\w{49}", text(given)))
+    assert authenticate_token(token).role == "operator"
+    assert "no-store" in given.headers["Cache-Control"]
+    (letter,) = mailbox.letters
+    assert (letter["To"], letter["Subject"]) == (
+        "operator@example.org",
+        "OCPP Billing Sync: An API token was made",
+    )
+    assert "“export”" in letter.get_content()
+    assert token not in letter.get_content()
+
+
+def test_a_token_without_an_expiry_is_not_made_by_leaving_it_out(signed_in):
+    answer = signed_in(Role.VIEWER).post("/settings/tokens/new", {"name": "export", "role": "viewer"})
+    assert 'id="id_lifetime-errors"' in text(answer)
+    assert not ApiToken.objects.exists()
 
 
 def test_nobody_is_offered_or_given_more_than_their_role(signed_in):

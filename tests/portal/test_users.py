@@ -6,13 +6,14 @@ import pytest
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django.db import connection
+from django.db.models import Q
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from ocpp_billing.accounts import invitations
 from ocpp_billing.accounts.models import AuditEntry, Role, User
 from ocpp_billing.accounts.tokens import authenticate_token, issue_token
-from tests.portal.conftest import BACKEND, add_person
+from tests.portal.conftest import BACKEND, PASSWORD, add_person
 
 pytestmark = pytest.mark.django_db
 
@@ -95,6 +96,69 @@ def test_an_admin_who_gives_the_role_away_lands_where_they_still_may_be(admin):
     answer = admin.post(f"/settings/users/{me.pk}", {"name": "Me", "role": "viewer"})
     assert answer.headers["Location"] == "/account"
     assert admin.get("/settings/users").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("/settings/users/invite", {"email": "eve@example.org", "name": "Eve", "role": "admin"}),
+        ("/settings/users/{vera}", {"name": "Vera", "role": "admin"}),
+        ("/settings/users/{vera}/new-password", {}),
+        ("/settings/users/{vera}/remove-two-factor", {}),
+        ("/settings/users/{closed}/activate", {}),
+        ("/settings/invitations/{invited}/renew", {}),
+    ],
+)
+def test_a_session_alone_lets_nobody_in(signed_in, vera, path, given):
+    closed = add_person(Role.OPERATOR, is_active=False)
+    Authenticator.objects.create(user=vera, type=Authenticator.Type.TOTP, data={})
+    client = signed_in(Role.ADMIN, confirmed=False)
+    admin = User.objects.get(role=Role.ADMIN)
+    invited = invitations.invite(email="ida@example.org", name="Ida", role=Role.ADMIN, by=admin)
+    path = path.format(vera=vera.pk, closed=closed.pk, invited=invited.pk)
+    before = AuditEntry.objects.count()
+
+    asked = client.post(path, given).headers["Location"]
+
+    assert asked.startswith("/accounts/reauthenticate/?next=")
+    assert AuditEntry.objects.count() == before
+    assert Authenticator.objects.exists()
+    assert not User.objects.exclude(pk=admin.pk).filter(Q(role=Role.ADMIN) | Q(pk=closed.pk, is_active=True))
+    # With the password, it is done as it was asked for, without filling the form again.
+    client.post(asked, {"password": PASSWORD, "next": path})
+    assert AuditEntry.objects.count() == before + 1
+
+
+def test_what_shuts_somebody_out_needs_no_password(signed_in, vera):
+    client = signed_in(Role.ADMIN, confirmed=False)
+    client.post(f"/settings/users/{vera.pk}/deactivate")
+    client.post(f"/settings/users/{vera.pk}", {"name": "Vera", "role": "viewer"})
+    vera.refresh_from_db()
+    assert (vera.is_active, vera.name) == (False, "Vera")
+
+
+def test_the_link_of_an_invitation_is_shown_to_whoever_proved_to_be_the_admin(signed_in):
+    client = signed_in(Role.ADMIN, confirmed=False)
+    invited = invitations.invite(
+        email="ida@example.org", name="Ida", role=Role.ADMIN, by=User.objects.get(role=Role.ADMIN)
+    )
+    link = invitations.link_of(invited)
+    page = text(client.get("/settings/users"))
+    assert link not in page
+    assert "/accounts/reauthenticate/?next=/settings/users" in page
+    client.post("/accounts/reauthenticate/", {"password": PASSWORD, "next": "/settings/users"})
+    assert link in text(client.get("/settings/users"))
+
+
+def test_a_removed_second_factor_is_told_to_its_person(admin, vera, mailbox):
+    Authenticator.objects.create(user=vera, type=Authenticator.Type.TOTP, data={})
+    admin.post(f"/settings/users/{vera.pk}/remove-two-factor")
+    (letter,) = mailbox.letters
+    assert (letter["To"], letter["Subject"]) == (
+        "viewer@example.org",
+        "OCPP Billing Sync: Two-factor sign-in is off",
+    )
+    assert "admin@example.org removed it" in letter.get_content()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
@@ -15,6 +17,10 @@ from ocpp_billing.effects import effect
 
 class PeopleError(Exception):
     """A person cannot be added or changed as asked; says why and what to do."""
+
+
+class MayDoMoreError(PeopleError):
+    """The change would let somebody in, or do more, and whoever asks may not do that in this way."""
 
 
 class PeopleConflictError(PeopleError):
@@ -73,13 +79,24 @@ def change_person(
     role: Role | None = None,
     active: bool | None = None,
     actor: str = "",
+    may_do_more: bool = True,
 ) -> User:
     """Change a person's name or role, or close and open the account; None leaves a thing as it is.
 
     A closed account's sessions end, its tokens are refused as long as it is closed, and a lower role holds
     for its tokens.
 
+    Args:
+        user_id: the person.
+        by: who does it.
+        name: as shown in the portal.
+        role: what they may do.
+        active: whether they may sign in.
+        actor: who it was in words; default: their e-mail.
+        may_do_more: whether the role may become a higher one, and a closed account be opened.
+
     Raises:
+        MayDoMoreError: when that is so and must not be.
         User.DoesNotExist: when there is nobody of that number.
         PeopleConflictError: when no active admin would be left.
     """
@@ -92,6 +109,9 @@ def change_person(
         user.name = user.name if name is None else name.strip()
         user.role = user.role if role is None else role
         user.is_active = user.is_active if active is None else active
+        raised = not Role(user.role).within(Role(before["role"]))
+        if not may_do_more and (raised or (user.is_active and not before["active"])):
+            raise MayDoMoreError("This would let somebody in, or let them do more.")
         if admin_ids == {user.pk} and not user.is_admin:
             raise PeopleConflictError("This is the last admin. Make somebody else an admin first.")
         user.save(update_fields=["name", "role", "is_active"])
@@ -108,5 +128,5 @@ def change_person(
     return user
 
 
-def _snapshot(user: User) -> dict[str, object]:
+def _snapshot(user: User) -> dict[str, Any]:
     return {"email": user.email, "name": user.name, "role": str(user.role), "active": user.is_active}

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from allauth.mfa.models import Authenticator
 from django.db import transaction
+from django.utils.translation import gettext as _
 
 from ocpp_billing.accounts.audit import record
+from ocpp_billing.accounts.letters import notify
 from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:
@@ -23,10 +25,17 @@ def remove_second_factor(user: User, *, by: User | None, actor: str = "") -> boo
     """Let a person who lost phone and recovery codes sign in by password alone.
 
     Returns:
-        Whether there was one; audited then.
+        Whether there was one; audited then, and told to the person by e-mail where that is set up.
     """
     with effect("db commit person"), transaction.atomic():
-        removed, _ = Authenticator.objects.filter(user=user).delete()
+        removed, _of_each = Authenticator.objects.filter(user=user).delete()
         if removed:
-            record("user.two_factor_removed", user=by, actor=actor, target=f"user {user.email}")
+            entry = record("user.two_factor_removed", user=by, actor=actor, target=f"user {user.email}")
+    if removed:
+        notify(
+            user,
+            _("Two-factor sign-in is off"),
+            _("%(who)s removed it: signing in takes your password alone from now on.") % {"who": entry.actor},
+            address=entry.address,
+        )
     return bool(removed)

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 
 from django.db import transaction
 from django.db.models import Q
+from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.audit import record
+from ocpp_billing.accounts.letters import notify
 from ocpp_billing.accounts.models import ApiToken, Role
 from ocpp_billing.effects import effect
 
@@ -37,6 +39,8 @@ _FORM = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}
 # How exact "last used" is: a busy token must not write a row with every request.
 LAST_USE_EVERY = timedelta(minutes=1)
 MAX_NAME_LENGTH = 100
+# Of a token of which nobody says how long it shall live.
+DEFAULT_LIFETIME = timedelta(days=90)
 
 
 class TokenError(Exception):
@@ -65,7 +69,7 @@ def issue_token(
     expires_at: datetime | None,
     actor: str = "",
 ) -> tuple[ApiToken, str]:
-    """Make a token for a person.
+    """Make a token for a person, who is told by e-mail where that is set up.
 
     Args:
         user: whose token it is; what is done with it is done by them.
@@ -98,7 +102,7 @@ def issue_token(
             expires_at=expires_at,
             created_at=clock.now(),
         )
-        record(
+        entry = record(
             "token.created",
             user=user,
             actor=actor,
@@ -109,6 +113,13 @@ def issue_token(
                 "expires_at": None if expires_at is None else expires_at.isoformat(),
             },
         )
+    notify(
+        user,
+        _("An API token was made"),
+        _("The token “%(name)s” was made in your name, with the role %(role)s. The portal lists yours.")
+        % {"name": name, "role": token.get_role_display()},
+        address=entry.address,
+    )
     return token, text
 
 
@@ -167,7 +178,7 @@ def _checksum(body: str) -> str:
 
 def _base62(number: int, length: int) -> str:
     digits = []
-    for _ in range(length):
+    for _digit in range(length):
         number, digit = divmod(number, len(_ALPHABET))
         digits.append(_ALPHABET[digit])
     return "".join(reversed(digits))

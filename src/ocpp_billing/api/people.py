@@ -5,8 +5,10 @@ from typing import Any
 from django.http import Http404
 from ninja import Query, Router, Status
 
+from ocpp_billing import clock
 from ocpp_billing.accounts import people, tokens
 from ocpp_billing.accounts.audit import find_entries
+from ocpp_billing.accounts.confirmation import is_confirmed
 from ocpp_billing.accounts.models import ApiToken, Role, User
 from ocpp_billing.api.auth import ApiRequest, allow
 from ocpp_billing.api.errors import ApiError
@@ -30,6 +32,30 @@ tokens_router = Router(tags=["Tokens"])
 audit_router = Router(tags=["Audit"])
 
 
+LETS_NOBODY_IN = (
+    "A token cannot add people, raise a role or open a closed account: whoever stole it would have a way in "
+    "that outlives it. Sign in and do it in the portal, under Users."
+)
+MAKES_NO_TOKENS = "A token cannot make tokens. Sign in to make one."
+
+
+def _require_a_person(request: ApiRequest, by_token: str) -> None:
+    """Go on only for somebody signed in who has just proved that it is them.
+
+    Raises:
+        ApiError: 403 for a token, and for a session without that proof.
+    """
+    if request.auth.token is not None:
+        raise ApiError(403, "forbidden", by_token)
+    if not is_confirmed(request):
+        raise ApiError(
+            403,
+            "confirmation_required",
+            "Confirm first that it is you: give your password once more at /accounts/reauthenticate/ of the "
+            "portal, and ask again within five minutes.",
+        )
+
+
 # -- users -------------------------------------------------------------------------------------------
 
 
@@ -41,7 +67,11 @@ def list_users(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's signature
 
 @users_router.post("", response={201: UserOut}, auth=allow(Role.ADMIN))
 def add_user(request: ApiRequest, data: UserIn) -> Any:
-    """Add a person. Without a password they cannot sign in until they were given one."""
+    """Add a person. Without a password they cannot sign in until they were given one.
+
+    Only with a session, whose person has given their password just now.
+    """
+    _require_a_person(request, LETS_NOBODY_IN)
     user = people.add_person(
         email=data.email,
         name=data.name,
@@ -61,15 +91,24 @@ def get_user(request: ApiRequest, user_id: Id) -> Any:  # noqa: ARG001 - ninja's
 
 @users_router.patch("/{user_id}", response=UserOut, auth=allow(Role.ADMIN))
 def change_user(request: ApiRequest, user_id: Id, data: UserChange) -> Any:
-    """Change name or role, or close and open the account. People are never deleted: the audit names them."""
-    user = people.change_person(
-        _find_user(user_id).pk,
-        name=data.name,
-        role=data.role,
-        active=data.active,
-        by=request.auth.user,
-        actor=request.auth.name,
-    )
+    """Change name or role, or close and open the account. People are never deleted: the audit names them.
+
+    A higher role, and opening an account, only with a session, whose person has given their password just
+    now; a token may lower a role and close an account.
+    """
+    try:
+        user = people.change_person(
+            _find_user(user_id).pk,
+            name=data.name,
+            role=data.role,
+            active=data.active,
+            by=request.auth.user,
+            actor=request.auth.name,
+            may_do_more=request.auth.token is None and is_confirmed(request),
+        )
+    except people.MayDoMoreError:
+        _require_a_person(request, LETS_NOBODY_IN)
+        raise
     return _user(user)
 
 
@@ -113,12 +152,16 @@ def list_tokens(
 def make_token(request: ApiRequest, data: TokenIn) -> Any:
     """Make a token for yourself. It is shown in this answer and never again.
 
-    Only with a session: a token that could make tokens would outlive its expiry and its revocation.
+    Only with a session, whose person has given their password just now: a token that could make tokens would
+    outlive its expiry and its revocation, and so would a session that was stolen.
     """
-    if request.auth.token is not None:
-        raise ApiError(403, "forbidden", "A token cannot make tokens. Sign in to make one.")
+    _require_a_person(request, MAKES_NO_TOKENS)
+    forever_or_until = "expires_at" in data.model_fields_set
     token, text = tokens.issue_token(
-        request.auth.user, name=data.name, role=data.role, expires_at=data.expires_at
+        request.auth.user,
+        name=data.name,
+        role=data.role,
+        expires_at=data.expires_at if forever_or_until else clock.now() + tokens.DEFAULT_LIFETIME,
     )
     return Status(201, {**_token(token), "token": text})
 

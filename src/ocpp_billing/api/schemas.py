@@ -551,7 +551,9 @@ class TokenIn(Schema):
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S"), AfterValidator(_no_nul)]
     role: Role
-    expires_at: GivenInstant | None = Field(None, description="From when it is refused; null = never.")
+    expires_at: GivenInstant | None = Field(
+        None, description="From when it is refused; null = never; left out = in 90 days."
+    )
 
 
 class TokenOut(Schema):

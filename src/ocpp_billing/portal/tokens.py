@@ -16,8 +16,15 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods
 
 from ocpp_billing import clock
+from ocpp_billing.accounts.confirmation import demand_confirmation
 from ocpp_billing.accounts.models import ApiToken, Role, User
-from ocpp_billing.accounts.tokens import MAX_NAME_LENGTH, TokenError, issue_token, revoke_token
+from ocpp_billing.accounts.tokens import (
+    DEFAULT_LIFETIME,
+    MAX_NAME_LENGTH,
+    TokenError,
+    issue_token,
+    revoke_token,
+)
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.paging import read_page
 
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from django.db.models import QuerySet
     from django.http import HttpRequest, HttpResponse
 
-NEVER = ""
+NEVER = "never"
 LIFETIMES = [
     ("30", gettext_lazy("in 30 days")),
     ("90", gettext_lazy("in 90 days")),
@@ -47,7 +54,7 @@ class TokenForm(forms.Form):
         help_text=gettext_lazy("As little as the program needs: viewers read and export."),
     )
     lifetime = forms.ChoiceField(
-        label=gettext_lazy("Expires"), choices=LIFETIMES, initial="90", required=False
+        label=gettext_lazy("Expires"), choices=LIFETIMES, initial=str(DEFAULT_LIFETIME.days)
     )
 
     def __init__(self, user: User, data: Any = None) -> None:
@@ -98,6 +105,7 @@ def tokens(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_token(request: HttpRequest) -> HttpResponse:
     """Make a token; it is shown in the answer and never again."""
+    demand_confirmation(request)
     user = person(request)
     form = TokenForm(user, request.POST or None)
     if request.method == "POST" and form.is_valid():

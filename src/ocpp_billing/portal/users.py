@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import invitations, letters, people, recovery, tokens
+from ocpp_billing.accounts.confirmation import demand_confirmation, is_confirmed
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.accounts.second_factor import has_second_factor, remove_second_factor
 from ocpp_billing.accounts.sessions import count_sessions, end_sessions, sessions_of
@@ -87,6 +88,10 @@ ACTS: dict[str, tuple[str | Promise, str | Promise, str | Promise, bool]] = {
 }
 
 
+# Those that let somebody in.
+OPENING_ACTS = {"new-password", "remove-two-factor", "activate"}
+
+
 class InviteForm(forms.Form):
     """Whom to invite."""
 
@@ -117,8 +122,13 @@ def users(request: HttpRequest) -> HttpResponse:
     sessions = count_sessions()
     everybody = list(rows.order_by("-is_active", "email"))
     now = clock.now()
+    confirmed = is_confirmed(request)
     invited = [
-        {"invitation": one, "link": invitations.link_of(one), "expired": one.expires_at <= now}
+        {
+            "invitation": one,
+            "link": invitations.link_of(one) if confirmed else None,
+            "expired": one.expires_at <= now,
+        }
         for one in invitations.open_invitations()
     ]
     context = {
@@ -135,6 +145,7 @@ def users(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 def invite(request: HttpRequest) -> HttpResponse:
     """Invite somebody; then the link is on its way, or shown."""
+    demand_confirmation(request)
     form = InviteForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
@@ -156,6 +167,7 @@ def invite(request: HttpRequest) -> HttpResponse:
 @require_POST
 def renew_invitation(request: HttpRequest, invitation_id: int) -> HttpResponse:
     """A new link for an invitation, delivered like the first."""
+    demand_confirmation(request)
     try:
         return _delivered(request, invitations.renew(invitation_id, by=person(request)))
     except invitations.InvitationGoneError:
@@ -214,7 +226,11 @@ def user(request: HttpRequest, user_id: int) -> HttpResponse:
                 name=form.cleaned_data["name"],
                 role=Role(form.cleaned_data["role"]),
                 by=person(request),
+                may_do_more=is_confirmed(request),
             )
+        except people.MayDoMoreError:
+            demand_confirmation(request)
+            raise
         except people.PeopleError as error:
             form.add_error("role", str(error))
         else:
@@ -239,6 +255,8 @@ def user_act(request: HttpRequest, user_id: int, act: str) -> HttpResponse:
     shown = get_object_or_404(User, pk=user_id)
     if act not in ACTS:
         raise Http404
+    if act in OPENING_ACTS:
+        demand_confirmation(request)
     if request.method == "POST":
         if act == "new-password":
             return _new_password(request, shown)

@@ -24,7 +24,7 @@ from playwright.sync_api import sync_playwright
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import User
 from tests.chromium import MISSING, REQUIRED, find_chromium
-from tests.portal.conftest import BACKEND, add_person
+from tests.portal.conftest import BACKEND, add_person, confirm
 from tests.smtp import mail_server
 
 CHROMIUM = find_chromium()
@@ -137,7 +137,7 @@ def visit(site, browser):
     cache.clear()  # failed sign-ins of the test before count for this machine's address
     contexts, faults, requested = [], [], []
 
-    def open_page(path="/", *, size="desktop", theme="light", role=None, javascript=True):
+    def open_page(path="/", *, size="desktop", theme="light", role=None, javascript=True, confirmed=True):
         context = browser.new_context(
             viewport=SIZES[size], color_scheme=theme, java_script_enabled=javascript, base_url=site
         )
@@ -150,6 +150,8 @@ def visit(site, browser):
             person = User.objects.filter(role=role).first() or add_person(role)
             client = Client()
             client.force_login(person, BACKEND)
+            if confirmed:
+                confirm(client, person)
             context.add_cookies(
                 [{"name": "sessionid", "value": client.cookies["sessionid"].value, "url": site}]
             )

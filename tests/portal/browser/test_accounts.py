@@ -92,7 +92,7 @@ def test_somebody_is_invited_comes_in_and_changes_nothing(visit, site, letters):
 
 
 def test_a_phone_protects_an_account(visit, site, letters):
-    page = visit("/account", role=Role.OPERATOR)
+    page = visit("/account", role=Role.OPERATOR, confirmed=False)
     check_every_look(page)
     page.get_by_role("link", name="Switch on two-factor sign-in").click()
     page.get_by_label("Password").fill(PASSWORD)
@@ -195,8 +195,10 @@ def test_two_web_processes_count_attempts_together(visit):
 
 
 def test_a_token_is_made_and_revoked_without_javascript(visit):
-    page = visit("/settings/tokens", role=Role.OPERATOR, javascript=False)
+    page = visit("/settings/tokens", role=Role.OPERATOR, javascript=False, confirmed=False)
     page.get_by_role("main").get_by_role("link", name="Make a token").first.click()
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Confirm").click()
     page.get_by_label("Name").fill("nightly export")
     page.get_by_role("button", name="Make the token").click()
     text = page.locator(".secret code").inner_text()

@@ -137,6 +137,8 @@ def test_from_the_first_admin_to_the_first_bill(browser, product, scripted):
     # -- somebody may look, and only look
     page.goto("/settings/users")
     page.get_by_role("link", name="Invite somebody").click()
+    page.get_by_label("Password").fill(ADMIN["ADMIN_PASSWORD"])
+    page.get_by_role("button", name="Confirm").click()
     page.get_by_label("E-mail").fill("finn@example.org")
     page.get_by_label("Name").fill("Finn Finance")
     page.get_by_role("button", name="Make the invitation").click()
