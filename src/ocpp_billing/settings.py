@@ -193,12 +193,18 @@ CONTENT_SECURITY_POLICY = {
 
 CACHES = {
     "default": {
-        # Shared by all web processes: sign-in limits must count over all of them.
+        # Shared by all web processes: sign-in limits must count over all of them. Nothing else is in it.
         "BACKEND": "django.core.cache.backends.db.DatabaseCache",
         "LOCATION": "web_cache",
         # With Django's 300 a flood of attempts would push the counters out of it.
         "OPTIONS": {"MAX_ENTRIES": 20_000},
-    }
+    },
+    # Everything else that they share; see ocpp_billing.remembered.
+    "remembered": {
+        "BACKEND": "django.core.cache.backends.db.DatabaseCache",
+        "LOCATION": "web_remembered",
+        "OPTIONS": {"MAX_ENTRIES": 20_000},
+    },
 }
 
 STATIC_URL = "static/"

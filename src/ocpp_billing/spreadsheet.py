@@ -3,12 +3,17 @@
 A name such as ``=HYPERLINK(…)`` in a tag or a customer would otherwise be carried out by whoever opens the
 file (CSV injection). Such a cell gets an apostrophe in front, which spreadsheets do not show;
 :func:`read_cell` takes it off again, so that a file of ours can be read back.
+
+Where people write 1,5 for one and a half, spreadsheets part the cells of a file at semicolons, whatever it
+says, and a quotation mark in the middle of such a cell is none: what follows a semicolon, a tab or the end of
+a line inside a cell of ours is the beginning of a cell of theirs, and gets its apostrophe, too.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -21,6 +26,10 @@ if TYPE_CHECKING:
 # ASCII and full-width signs that begin a formula, control characters that hide one, and the apostrophe
 # itself, so that what is read back is what was written.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")  # noqa: RUF001
+# Inside a cell: where another cell may begin for a spreadsheet, and what would then be a formula.
+_INSIDE = r"""(?=[ "]*[=+\-@＝＋－＠'])"""  # noqa: RUF001
+_ANOTHER_CELL = re.compile(rf"([;\t\r\n]){_INSIDE}")
+_ANOTHER_WRITTEN = re.compile(rf"([;\t\r\n])'{_INSIDE}")
 
 
 def write_cell(value: Cell) -> str:
@@ -32,14 +41,17 @@ def write_cell(value: Cell) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, str):
-        return f"'{value}" if _begins_like_formula(value) else value
+        text = _ANOTHER_CELL.sub(r"\1'", value)
+        return f"'{text}" if _begins_like_formula(value) else text
     return str(value)
 
 
 def read_cell(text: str) -> str:
     """The text that :func:`write_cell` was given, without blanks around it."""
     text = text.strip()
-    return text[1:] if text.startswith("'") and _begins_like_formula(text[1:]) else text
+    if text.startswith("'") and _begins_like_formula(text[1:]):
+        text = text[1:]
+    return _ANOTHER_WRITTEN.sub(r"\1", text)
 
 
 def _begins_like_formula(text: str) -> bool:

@@ -7,12 +7,12 @@ import json
 
 import pytest
 from django.conf import settings as django_settings
-from django.core.cache import cache
 from django.test import Client
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.accounts.tokens import issue_token
+from tests.caches import clear_caches
 from tests.portal.conftest import BACKEND
 
 
@@ -83,9 +83,9 @@ def as_session():
 def call(world, as_token, settings, lago_is_away):
     """The API as an operator, between a StEvE and a Lago that answer."""
     settings.CONFIG = world.config()
-    cache.clear()  # what an earlier test left committed
+    clear_caches()  # what an earlier test left committed
     yield as_token(Role.OPERATOR)
-    cache.clear()
+    clear_caches()
 
 
 @pytest.fixture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from django.core.cache import cache
 
+from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import customers
+from ocpp_billing.billing.models import LagoSubscription
+from ocpp_billing.mappings.models import LagoCustomer
+from ocpp_billing.remembered import remembered
 
 
 def names(answer):
@@ -53,7 +56,7 @@ def test_a_lago_that_is_away_is_not_asked_at_every_keystroke(world, call, settin
     monkeypatch.setattr(
         customers, "LagoClient", lambda given: tried.append(given) or pytest.fail("asked again")
     )
-    cache.set("lago-away", "Lago does not answer.", 15)
+    remembered.set("lago-away", "Lago does not answer.", 15)
 
     assert call("GET", "/customers?search=a")[1]["message"] == "Lago does not answer."
     assert tried == []
@@ -99,6 +102,23 @@ def test_subscriptions_are_remembered_while_lago_is_away(world, call, settings):
     _, body = call("GET", "/subscriptions?customer=alice")
 
     assert ([item["id"] for item in body["items"]], body["unreachable"]) == (["sub-alice"], True)
+
+
+def test_a_viewer_reads_what_is_remembered_and_asks_lago_nothing(world, call, as_token):
+    world.customer("alice")
+    viewer = as_token(Role.VIEWER)
+    asked = len(world.lago.requests)
+
+    for path in ("/customers?search=ali", "/customers", "/subscriptions?customer=alice"):
+        assert viewer("GET", path)[1] == {"items": [], "unreachable": False, "message": None}
+    assert len(world.lago.requests) == asked
+    assert not LagoCustomer.objects.exists()
+    assert not LagoSubscription.objects.exists()
+
+    call("GET", "/customers")
+    call("GET", "/subscriptions?customer=alice")
+    assert names(viewer("GET", "/customers?search=ali")) == ["alice"]
+    assert names(viewer("GET", "/subscriptions?customer=alice")) == ["sub-alice"]
 
 
 def test_the_key_of_lago_is_in_no_answer(world, call, settings):

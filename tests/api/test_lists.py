@@ -6,10 +6,12 @@ import asyncio
 import csv
 import dataclasses
 import io
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.test import AsyncRequestFactory
+from hypothesis import given, strategies
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.pages import csv_file
@@ -330,7 +332,7 @@ def test_no_formula_survives_in_a_file(as_token, now):
 
     for path in ("/sessions", "/billing-events"):
         rows = rows_of(as_token(Role.OPERATOR).raw("GET", f"{path}?format=csv"))
-        assert [row["customer_id"] for row in rows] == [f"'{text}" for text in reversed(nasty)]
+        assert [read_cell(row["customer_id"]) for row in rows] == list(reversed(nasty))
         for row in rows:
             for column in ("id_tag", "customer_id", "charge_box_id"):
                 assert row[column].startswith("'"), row
@@ -343,6 +345,34 @@ def test_a_negative_correction_stays_a_number(as_token, now):
     rows = rows_of(as_token(Role.VIEWER).raw("GET", "/billing-events?format=csv"))
 
     assert [(row["energy_wh"], row["energy_kwh"]) for row in rows] == [("-1500", "-1.500"), ("5000", "5.000")]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a;=1+1", "a;'=1+1"),
+        ("a; \t=1+1", "a; \t'=1+1"),
+        ("a;-1;+1;@x", "a;'-1;'+1;'@x"),
+        ("a\r\n=1+1", "a\r\n'=1+1"),
+        ('a;"=1+1', "a;'\"=1+1"),
+        (";＝1", ";'＝1"),  # noqa: RUF001
+        ("a;'b", "a;''b"),
+        ("a;b-c=d", "a;b-c=d"),
+        ("two\r\nlines; and more", "two\r\nlines; and more"),
+    ],
+)
+def test_where_semicolons_part_cells_no_formula_begins_either(text, written):
+    assert write_cell(text) == written
+    assert read_cell(written) == text
+
+
+@given(strategies.text(alphabet=";\t\r\n \"'=+-@＝x", max_size=12))  # noqa: RUF001
+def test_whatever_a_cell_holds_is_read_back_and_no_cell_of_it_is_a_formula(text):
+    written = write_cell(text.strip())
+    assert read_cell(written) == text.strip()
+    first, *others = re.split("[;\t\r\n]", written)
+    for cell in (first.lstrip(" "), *(other.lstrip(' "') for other in others)):
+        assert not cell.startswith(("=", "+", "-", "@", "＝"))  # noqa: RUF001
 
 
 @pytest.mark.parametrize("start", [*FORMULA_STARTS, " =", "plain", ""])

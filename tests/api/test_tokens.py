@@ -6,7 +6,7 @@ import hashlib
 from datetime import timedelta
 
 import pytest
-from django.core.cache import cache
+from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import ApiToken, AuditEntry, Role, User
@@ -20,6 +20,7 @@ from ocpp_billing.accounts.tokens import (
 )
 from ocpp_billing.api.auth import REFUSALS
 from tests.api.conftest import Api, person
+from tests.caches import clear_caches
 
 pytestmark = pytest.mark.django_db
 
@@ -204,7 +205,7 @@ def test_a_wrong_token_is_not_covered_by_a_session(as_session):
 
 
 def test_after_many_wrong_tokens_an_address_is_told_to_wait_but_valid_tokens_go_on(client, as_token):
-    cache.clear()
+    clear_caches()
     valid = as_token(Role.VIEWER)
     wrong = bearer(client, generate_token())
     statuses = [wrong("GET", "/balance")[0] for _ in range(REFUSALS + 2)]
@@ -219,6 +220,17 @@ def test_after_many_wrong_tokens_an_address_is_told_to_wait_but_valid_tokens_go_
         == 401
     )
     assert valid("GET", "/balance")[0] == 200
+
+
+def test_no_flood_of_wrong_tokens_pushes_the_counters_of_sign_in_out_of_their_cache(client):
+    clear_caches()
+    for number in range(3):
+        sent = {"Authorization": f"Bearer {generate_token()}"}
+        assert client.get("/api/balance", headers=sent, REMOTE_ADDR=f"192.0.2.{number}").status_code == 401
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT (SELECT count(*) FROM web_cache), (SELECT count(*) FROM web_remembered)")
+        assert cursor.fetchone() == (0, 3)
 
 
 def test_tokens_of_others_are_the_business_of_admins(as_session, as_token):

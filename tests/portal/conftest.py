@@ -11,6 +11,7 @@ from django.conf import settings as django_settings
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role, User
+from tests.caches import clear_caches
 from tests.smtp import mail_server
 
 PASSWORD = "correct horse battery staple"
@@ -58,7 +59,6 @@ def operated(world, settings):
 
     The engine commits, so no transaction is around such a test: its module must not be marked ``django_db``.
     """
-    from django.core.cache import cache
     from django.db import connection
     from django.test import Client
 
@@ -68,9 +68,9 @@ def operated(world, settings):
         return client
 
     settings.CONFIG = world.config()
-    cache.clear()
+    clear_caches()
     yield sign_in
-    cache.clear()
+    clear_caches()
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE app_user CASCADE")
 

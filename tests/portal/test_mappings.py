@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import re
 from datetime import timedelta
 
 import pytest
-from django.core.cache import cache
 
 from ocpp_billing.accounts.models import AuditEntry, Role
 from ocpp_billing.billing.models import LagoCustomerRead, LagoSubscription
-from ocpp_billing.charging.models import ChargingSession, IdTag
+from ocpp_billing.charging.models import ChargingSession, IdTag, IdTagParent
 from ocpp_billing.mappings.models import LagoCustomer, TagMapping
+from tests.caches import clear_caches
 from tests.portal import ledger
 
 pytestmark = pytest.mark.django_db
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture(autouse=True)
 def _known_lago(configured):
     """Lago is away (nothing listens there), unless a test brings one; what it said before is remembered."""
-    cache.clear()
+    clear_caches()
 
 
 def text_of(answer):
@@ -165,6 +166,31 @@ class TestList:
         assert "…4711" in main_of(viewer.get("/mappings?q=4711"))
         assert "…4711" not in main_of(viewer.get("/mappings?q=driver"))
         assert "DRIVER" not in viewer.get("/mappings/export").getvalue().decode()
+
+    def test_a_viewer_finds_nothing_by_a_note_which_may_name_a_tag(self, signed_in, now):
+        mapping = ledger.add_mapping(now, tag="DRIVER-4711")
+        TagMapping.objects.filter(pk=mapping.pk).update(note="instead of OTHER-0815")
+        for probe in ("other", "0815", "instead"):
+            assert "…4711" not in main_of(signed_in(Role.VIEWER).get(f"/mappings?q={probe}"))
+            assert "DRIVER-4711" in main_of(signed_in(Role.OPERATOR).get(f"/mappings?q={probe}"))
+
+    def test_the_order_of_what_a_viewer_sees_says_nothing_about_tags(self, signed_in, now):
+        parent = ledger.add_mapping(now, tag="PARENT-0000")
+        for tag in ("C-0001", "A-0002", "B-0003"):
+            ledger.add_mapping(now, tag=tag)
+            below = ledger.add_tag(f"{tag}-BELOW-{tag[-4:]}")
+            IdTagParent.objects.create(id_tag=below, parent=parent.id_tag, seen_from=now)
+        ends = {
+            Role.VIEWER: ["0001", "0002", "0003"],
+            Role.OPERATOR: ["0002", "0003", "0001"],
+        }
+        for role, expected in ends.items():
+            client = signed_in(role)
+            rows = [*csv.reader(client.get("/mappings/export").getvalue().decode().splitlines())]
+            listed = [row[0][-4:] for row in rows[1:]]
+            assert [end for end in listed if end != "0000"] == expected
+            page = main_of(client.get(f"/mappings/{parent.pk}"))
+            assert re.findall(r"(?:…|BELOW-)(000[1-3])", page) == expected
 
     def test_pages_go_by_cursor(self, signed_in, now):
         for number in range(53):

@@ -14,12 +14,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from django.core.cache import cache
 from django.db import connection
 from django.urls import URLResolver, get_resolver
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.config import Config
+from tests.caches import clear_caches
 from tests.engine.processes import run_command, running, test_database_url
 from tests.portal.conftest import add_person
 from tests.security.visitor import Visitor, free_port, post_json, web_process
@@ -53,7 +53,7 @@ def settings(world):
     world.session("TAG-ALICE")
     world.steve.api.password = SECRETS["STEVE_API_KEY"]
     world.lago.api.api_key = SECRETS["LAGO_API_KEY"]
-    cache.clear()
+    clear_caches()
     add_person(Role.ADMIN)
     url = urlsplit(test_database_url())
     nowhere = free_port()
@@ -75,7 +75,7 @@ def settings(world):
         "SYNC_ON_STARTUP": "true",
         "SYNC_WATCH_SECONDS": "1",
     }
-    cache.clear()
+    clear_caches()
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE app_user CASCADE")
 

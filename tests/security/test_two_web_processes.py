@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
-from django.core.cache import cache
 from django.db import connection
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.accounts.tokens import generate_token
 from ocpp_billing.api.auth import REFUSALS
 from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
+from tests.caches import clear_caches
 from tests.engine.processes import eventually, running, test_database_url
 from tests.portal.conftest import PASSWORD, add_person
 from tests.security.visitor import Visitor, web_process
@@ -31,11 +31,11 @@ def now():
 def live(world):
     world.payer("TAG-ALICE", "alice")
     world.go_live()
-    cache.clear()
+    clear_caches()
     for role in (Role.OPERATOR, Role.VIEWER):
         add_person(role)
     yield world
-    cache.clear()
+    clear_caches()
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE app_user CASCADE")
 

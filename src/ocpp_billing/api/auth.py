@@ -4,7 +4,6 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.cache import cache
 from django.http import HttpRequest
 from ninja.security import APIKeyCookie, HttpBearer
 from ninja.utils import check_csrf
@@ -15,6 +14,7 @@ from ocpp_billing.accounts.models import ApiToken, Role, User
 from ocpp_billing.accounts.tokens import authenticate_token
 from ocpp_billing.api.errors import ApiError
 from ocpp_billing.charging.mask import mask_id_tag
+from ocpp_billing.remembered import remembered
 
 # So many refused tokens of one address in so long; then their bearer is told to wait.
 REFUSALS, REFUSAL_WINDOW_S = 20, 300
@@ -46,6 +46,11 @@ class Caller:
     @property
     def sees_tags(self) -> bool:
         """Whether they may see whole id tags, which are credentials."""
+        return Role.OPERATOR.within(self.role)
+
+    @property
+    def may_ask_lago(self) -> bool:
+        """Whether a question of theirs may become one to Lago, and its answer rows of ours."""
         return Role.OPERATOR.within(self.role)
 
     def tag(self, text: str) -> str:
@@ -128,7 +133,7 @@ def token_caller(request: HttpRequest, text: str) -> Caller:
     now_s = int(clock.now().timestamp())
     address = _network(client_address(request))
     key = f"api-refused:{address}:{now_s // REFUSAL_WINDOW_S}"
-    refused = int(cache.get(key, 0)) + 1
+    refused = int(remembered.get(key, 0)) + 1
     if refused > REFUSALS:
         wait_s = REFUSAL_WINDOW_S - now_s % REFUSAL_WINDOW_S
         raise ApiError(
@@ -137,7 +142,7 @@ def token_caller(request: HttpRequest, text: str) -> Caller:
             f"Too many tokens from this address were not valid. Wait {wait_s} s, then use a valid one.",
             Retry_After=str(wait_s),
         )
-    cache.set(key, refused, 2 * REFUSAL_WINDOW_S)
+    remembered.set(key, refused, 2 * REFUSAL_WINDOW_S)
     raise ApiError(401, "unauthenticated", REFUSED, WWW_Authenticate='Bearer error="invalid_token"')
 
 

@@ -62,11 +62,16 @@ def list_tags(
 
 @router.get("/customers", response=CustomerList, auth=allow(Role.VIEWER))
 def list_customers(
-    request: ApiRequest,  # noqa: ARG001 - ninja's signature
+    request: ApiRequest,
     query: Query[CustomerQuery],
 ) -> Any:
-    """Lago's customers. While Lago is away, ``unreachable`` is true and these are the remembered ones."""
-    found = search_customers(settings.CONFIG, query.search, limit=query.limit)
+    """Lago's customers. While Lago is away, ``unreachable`` is true and these are the remembered ones.
+
+    For a viewer Lago is not asked: what is remembered is what there is, and ``read_at`` says since when.
+    """
+    found = search_customers(
+        settings.CONFIG, query.search, limit=query.limit, may_ask=request.auth.may_ask_lago
+    )
     items = [
         {
             "id": row.external_id,
@@ -89,11 +94,14 @@ def refresh_customers(request: ApiRequest) -> Any:  # noqa: ARG001 - ninja's sig
 
 @router.get("/subscriptions", response=SubscriptionList, auth=allow(Role.VIEWER))
 def list_subscriptions(
-    request: ApiRequest,  # noqa: ARG001 - ninja's signature
+    request: ApiRequest,
     query: Query[SubscriptionQuery],
 ) -> Any:
-    """The subscriptions of a customer, in every status. An upgrade shows as two rows of one id."""
-    return _subscriptions(query.customer, refresh=False)
+    """The subscriptions of a customer, in every status. An upgrade shows as two rows of one id.
+
+    For a viewer Lago is not asked: what is remembered is what there is, and ``read_at`` says since when.
+    """
+    return _subscriptions(query.customer, refresh=False, may_ask=request.auth.may_ask_lago)
 
 
 @router.post("/subscriptions/refresh", response=SubscriptionList, auth=allow(Role.OPERATOR))
@@ -105,8 +113,8 @@ def refresh_subscriptions(
     return _subscriptions(query.customer, refresh=True)
 
 
-def _subscriptions(customer: str, *, refresh: bool) -> dict[str, Any]:
-    found = subscriptions_of(settings.CONFIG, customer, refresh=refresh)
+def _subscriptions(customer: str, *, refresh: bool, may_ask: bool = True) -> dict[str, Any]:
+    found = subscriptions_of(settings.CONFIG, customer, refresh=refresh, may_ask=may_ask)
     items = [
         {
             "id": row.external_id,

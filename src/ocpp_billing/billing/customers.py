@@ -10,7 +10,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from django.core.cache import cache
 from django.db.models import Q
 
 from ocpp_billing import clock
@@ -21,6 +20,7 @@ from ocpp_billing.lago.directory import FRESH_FOR, LagoDirectory
 from ocpp_billing.lago.errors import LagoError, Misconfigured
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
+from ocpp_billing.remembered import remembered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +53,7 @@ class Found(Generic[Row]):
 
 
 def search_customers(
-    config: Config, search: str = "", *, limit: int = 50, refresh: bool = False
+    config: Config, search: str = "", *, limit: int = 50, refresh: bool = False, may_ask: bool = True
 ) -> Found[LagoCustomer]:
     """Customers by a part of their name, e-mail or external id; by name.
 
@@ -65,16 +65,18 @@ def search_customers(
         search: part of what to look for; empty = the newest customers.
         limit: so many at most.
         refresh: ask Lago now, however fresh the last answer is.
+        may_ask: False = only what the ledger remembers, for people who only read: asking costs Lago's time
+            and writes rows.
     """
     search = search.strip()
     asked = f"lago-customers:{hashlib.sha256(search.casefold().encode()).hexdigest()}"
     unreachable = None
-    if refresh or cache.get(asked) is None:
+    if may_ask and (refresh or remembered.get(asked) is None):
         try:
             with ask_lago(config, ask_now=refresh) as client:
                 page = client.customers(search or None, per_page=CUSTOMERS_PER_CALL)
             _keep(page.rows, clock.now())
-            cache.set(asked, True, SEARCH_AGAIN_AFTER_S)
+            remembered.set(asked, True, SEARCH_AGAIN_AFTER_S)
         except LagoError as error:
             unreachable = _away(error)
     known = LagoCustomer.objects.all()
@@ -102,22 +104,25 @@ def refresh_customers(config: Config) -> int:
             page_number = page.meta.next_page
     with effect("db commit customers"):
         LagoCustomer.objects.filter(read_at__lt=began).delete()
-    cache.delete(_AWAY)
+    remembered.delete(_AWAY)
     return number
 
 
-def subscriptions_of(config: Config, customer: str, *, refresh: bool = False) -> Found[LagoSubscription]:
+def subscriptions_of(
+    config: Config, customer: str, *, refresh: bool = False, may_ask: bool = True
+) -> Found[LagoSubscription]:
     """The subscriptions of a customer, in every status, running ones first; asked for when 5 minutes old.
 
     Args:
         config: the settings.
         customer: Lago's external customer id.
         refresh: ask Lago now.
+        may_ask: False = only what the ledger remembers.
     """
     unreachable = None
     now = clock.now()
     read_at = LagoCustomerRead.objects.filter(external_id=customer).values_list("read_at", flat=True).first()
-    if refresh or read_at is None or read_at < now - FRESH_FOR:
+    if may_ask and (refresh or read_at is None or read_at < now - FRESH_FOR):
         try:
             with ask_lago(config, ask_now=refresh) as client:
                 LagoDirectory(client, config.lago_metric_code).refresh({customer}, now)
@@ -166,7 +171,7 @@ def ask_lago(config: Config, *, ask_now: bool) -> LagoClient:
     Raises:
         LagoError: when Lago is not configured, or was away a moment ago and need not be asked now.
     """
-    away = cache.get(_AWAY)
+    away = remembered.get(_AWAY)
     if away is not None and not ask_now:
         raise LagoError(away)
     if config.lago_api_key is None:
@@ -183,7 +188,7 @@ def ask_lago(config: Config, *, ask_now: bool) -> LagoClient:
 
 
 def _away(error: LagoError) -> str:
-    cache.set(_AWAY, str(error), AWAY_FOR_S)
+    remembered.set(_AWAY, str(error), AWAY_FOR_S)
     return str(error)
 
 

@@ -9,13 +9,14 @@ from typing import IO, TYPE_CHECKING
 from django.db import transaction
 
 from ocpp_billing.charging.fold import fold_id_tag
+from ocpp_billing.charging.mask import mask_id_tag
 from ocpp_billing.config import parse_instant
 from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.store import MappingError, create_mapping
 from ocpp_billing.spreadsheet import csv_lines, read_cell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
@@ -195,27 +196,28 @@ def export_mappings(target: IO[str], *, source: str) -> int:
     return number
 
 
-def mapping_lines(source: str, seen: Callable[[str], str] = str, *, notes: bool = True) -> Iterator[str]:
+def mapping_lines(source: str, *, whole_tags: bool = True) -> Iterator[str]:
     """All mappings as lines of a CSV file, header first.
 
     Args:
         source: name of the StEvE.
-        seen: a tag as whoever asks may see it.
-        notes: whether they may see notes, which may name a tag.
+        whole_tags: whether whoever asks may see whole tags. If not, each is its last four characters, notes
+            are left out because they may name one, and the lines do not stand in the order of the tags.
     """
     mappings = TagMapping.objects.filter(id_tag__source=source).select_related("id_tag")
+    order = ("id_tag__folded", "valid_from") if whole_tags else ("pk",)
     return csv_lines(
         COLUMNS,
         (
             (
-                seen(mapping.id_tag.text),
+                mapping.id_tag.text if whole_tags else mask_id_tag(mapping.id_tag.text),
                 mapping.customer_external_id,
                 mapping.subscription_external_id or "",
                 mapping.valid_from,
                 mapping.valid_to,
                 mapping.active,
-                mapping.note if notes else "",
+                mapping.note if whole_tags else "",
             )
-            for mapping in mappings.order_by("id_tag__folded", "valid_from").iterator()
+            for mapping in mappings.order_by(*order).iterator()
         ),
     )

@@ -27,9 +27,9 @@ class MappingFilter:
         source: name of the StEvE.
         now: what is valid is judged at this instant.
         month_from: beginning of the month whose energy is summed.
+        whole_tags: whether whoever asks may see whole tags. If not, ``search`` finds tags by their whole last
+            four characters only and looks into no note, which may name a tag, and no order follows tags.
         search: part of the tag (in any case), the customer's id or name, the subscription or the note.
-        searches_tags: whether ``search`` may find parts of tags; False = only their whole last four
-            characters, for people who may not see more.
         stands: any of :data:`STANDS`.
         verified: False = only those that Lago was never asked about.
         customer: Lago's external customer id.
@@ -40,8 +40,8 @@ class MappingFilter:
     source: str
     now: datetime
     month_from: datetime
+    whole_tags: bool
     search: str = ""
-    searches_tags: bool = True
     stands: Sequence[str] = ()
     verified: bool | None = None
     customer: str | None = None
@@ -96,8 +96,9 @@ def list_mappings(chosen: MappingFilter, *, before: int | None = None, limit: in
         "now": chosen.now,
         "month": chosen.month_from,
         "text": f"%{escape_like(search)}%" if search else None,
-        "tag": f"%{escape_like(fold_id_tag(search))}%" if search and chosen.searches_tags else None,
-        "end": search.lower() if len(search) == 4 and not chosen.searches_tags else None,
+        "note": f"%{escape_like(search)}%" if search and chosen.whole_tags else None,
+        "tag": f"%{escape_like(fold_id_tag(search))}%" if search and chosen.whole_tags else None,
+        "end": search.lower() if len(search) == 4 and not chosen.whole_tags else None,
         "stands": list(chosen.stands) or None,
         "verified": chosen.verified,
         "customer": chosen.customer or None,
@@ -174,7 +175,13 @@ def total_sent(mapping_id: int, *, since: datetime | None = None) -> SentTotal:
 def _inheriting(roots: list[int], chosen: MappingFilter) -> list[InheritingTag]:
     if not roots:
         return []
-    bound = {"roots": roots, "source": chosen.source, "now": chosen.now, "month": chosen.month_from}
+    bound = {
+        "roots": roots,
+        "source": chosen.source,
+        "now": chosen.now,
+        "month": chosen.month_from,
+        "by_tag": chosen.whole_tags,
+    }
     return [InheritingTag(*row) for row in _rows(_INHERITING, bound)]
 
 
@@ -208,7 +215,7 @@ WITH page AS (
         OR t.folded LIKE %(tag)s
         OR ({ENDS_SQL})
         OR m.customer_external_id ILIKE %(text)s OR c.name ILIKE %(text)s
-        OR m.subscription_external_id ILIKE %(text)s OR m.note ILIKE %(text)s)
+        OR m.subscription_external_id ILIKE %(text)s OR m.note ILIKE %(note)s)
     ORDER BY m.id DESC LIMIT %(limit)s
 ), month AS (
     SELECT p.id, sum(greatest(s.energy_wh, 0))::bigint AS energy_wh
@@ -262,7 +269,7 @@ SELECT b.root_id, t.id, t.text,
         WHERE s.id_tag_id = t.id AND s.superseded_at IS NULL),
     coalesce(month.energy_wh, 0)
 FROM below b JOIN id_tag t ON t.id = b.id_tag_id LEFT JOIN month ON month.id_tag_id = t.id
-ORDER BY b.root_id, t.folded
+ORDER BY b.root_id, CASE WHEN %(by_tag)s THEN t.folded END, t.id
 """
 
 _SENT_OF_MAPPING = f"""

@@ -42,7 +42,11 @@ def mapping(request: HttpRequest, mapping_id: int) -> HttpResponse:
     found = find_mapping(mapping_id)
     now = clock.now()
     chosen = MappingFilter(
-        source=settings.CONFIG.steve_source, now=now, month_from=month_start(now), tag_id=found.id_tag_id
+        source=settings.CONFIG.steve_source,
+        now=now,
+        month_from=month_start(now),
+        whole_tags=person(request).is_operator,
+        tag_id=found.id_tag_id,
     )
     history = sorted(list_mappings(chosen, limit=200), key=lambda row: row.valid_from, reverse=True)
     row = next(row for row in history if row.mapping_id == found.pk)

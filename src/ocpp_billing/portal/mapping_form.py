@@ -468,6 +468,7 @@ def _confirmation(draft: _Draft, proposal: Proposal, *, verified: bool) -> dict[
         source=source,
         now=draft.now,
         month_from=month_start(draft.now),
+        whole_tags=True,
         tag_id=draft.known_tag.pk if draft.known_tag is not None else -1,
     )
     inheriting = [tag for row in list_mappings(chosen) for tag in row.inheriting] if mapping else []

@@ -19,7 +19,7 @@ from ocpp_billing.charging.mask import SHOWN
 from ocpp_billing.mappings.csv import mapping_lines
 from ocpp_billing.mappings.listing import MappingFilter, count_by_standing, list_mappings
 from ocpp_billing.mappings.tags import list_tags, total_waiting
-from ocpp_billing.portal.access import needs, person, seen_tag
+from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.paging import read_page
 from ocpp_billing.portal.queries import midnight
 
@@ -68,7 +68,7 @@ def chosen_filter(request: HttpRequest, now: datetime) -> MappingFilter:
         now=now,
         month_from=month_start(now),
         search=request.GET.get("q", ""),
-        searches_tags=person(request).is_operator,
+        whole_tags=person(request).is_operator,
         stands=SHOWN_BY_CHOICE.get(show, SHOWN_BY_CHOICE["current"]),
         verified=False if show == "unverified" else None,
         customer=request.GET.get("customer"),
@@ -107,13 +107,13 @@ def mappings(request: HttpRequest) -> HttpResponse:
 
 def _waiting(chosen: MappingFilter, limit: int) -> list[TagRow]:
     search = chosen.search.strip()
-    if search and not chosen.searches_tags and len(search) != SHOWN:
+    if search and not chosen.whole_tags and len(search) != SHOWN:
         return []
     return list_tags(
         chosen.source,
         chosen.now,
-        search=search if chosen.searches_tags else None,
-        end=search if search and not chosen.searches_tags else None,
+        search=search if chosen.whole_tags else None,
+        end=search if search and not chosen.whole_tags else None,
         unmapped=True,
         limit=limit,
     )
@@ -124,9 +124,7 @@ def _waiting(chosen: MappingFilter, limit: int) -> list[TagRow]:
 def export(request: HttpRequest) -> HttpResponseBase:
     """All mappings as a file that the import reads; viewers see the end of each tag, and no notes."""
     user = person(request)
-    lines = mapping_lines(
-        settings.CONFIG.steve_source, lambda text: seen_tag(user, text), notes=user.is_operator
-    )
+    lines = mapping_lines(settings.CONFIG.steve_source, whole_tags=user.is_operator)
     return csv_file(request, f"mappings-{timezone.localtime(clock.now()):%Y-%m-%d}.csv", lines)
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from django.core.cache import cache
 from django.db import connection
 from django.test import Client
 from playwright.sync_api import sync_playwright
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import User
+from tests.caches import clear_caches
 from tests.chromium import MISSING, REQUIRED, find_chromium
 from tests.portal.conftest import BACKEND, add_person, confirm
 from tests.smtp import mail_server
@@ -134,7 +134,7 @@ def now():
 @pytest.fixture
 def visit(site, browser):
     """A function: open a page as a browser of some size, theme and person. Watches what must not happen."""
-    cache.clear()  # failed sign-ins of the test before count for this machine's address
+    clear_caches()  # failed sign-ins of the test before count for this machine's address
     contexts, faults, requested = [], [], []
 
     def open_page(path="/", *, size="desktop", theme="light", role=None, javascript=True, confirmed=True):

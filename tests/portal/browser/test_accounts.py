@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
-from django.core.cache import cache
 from django.test import Client
 from playwright.sync_api import expect
 
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import ApiToken, AuditEntry, Invitation, Role, User
+from tests.caches import clear_caches
 from tests.engine.processes import eventually
 from tests.portal.browser.conftest import SIZES, check_every_look
 from tests.portal.conftest import PASSWORD, add_person
@@ -23,7 +23,7 @@ NEW = "a completely new password"
 @pytest.fixture(autouse=True)
 def no_attempts_counted():
     """Counters of attempts live in a table that no test empties."""
-    cache.clear()
+    clear_caches()
 
 
 @pytest.fixture
