@@ -45,6 +45,7 @@ from ocpp_billing.steve.wire import MalformedRow as UnreadRow
 from ocpp_billing.steve.wire import Transaction
 from ocpp_billing.sync.journal import RunJournal, begin_run
 from ocpp_billing.sync.run import account
+from tests.engine.threads import Threads
 
 NOON = datetime(2026, 3, 17, 12, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -527,34 +528,6 @@ def test_a_crash_while_the_counters_are_kept_is_made_up_for(monkeypatch, commit,
     assert counted_balance("main") == read_balance("main")
     assert BalanceProof.objects.count() == 1
     assert len(last_proof("main").drift) == 1
-
-
-class Threads:
-    """Threads with database connections of their own; what one of them raises is raised at the end."""
-
-    def __init__(self):
-        self.threads = []
-        self.errors = []
-
-    def start(self, function, *arguments):
-        def run():
-            try:
-                function(*arguments)
-            except Exception as error:  # noqa: BLE001 - raised again by join
-                self.errors.append(error)
-            finally:
-                connection.close()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        self.threads.append(thread)
-
-    def join(self):
-        for thread in self.threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in self.threads), "some threads wait for one another"
-        for error in self.errors:
-            raise error
 
 
 @pytest.mark.django_db(transaction=True)

@@ -12,7 +12,12 @@ from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.mask import mask_id_tag
 from ocpp_billing.config import parse_instant
 from ocpp_billing.mappings.models import TagMapping
-from ocpp_billing.mappings.store import MappingError, create_mapping
+from ocpp_billing.mappings.store import (
+    MappingConflictError,
+    MappingError,
+    create_mapping,
+    many_mappings,
+)
 from ocpp_billing.spreadsheet import csv_lines, read_cell
 
 if TYPE_CHECKING:
@@ -107,10 +112,13 @@ def _import_all(
     reader.fieldnames = header
     report = ImportReport()
     with transaction.atomic():
-        for row in reader:
-            if any((value or "").strip() for value in row.values() if isinstance(value, str)):
-                line = _import_line(row, reader.line_num, source=source, zone=zone, by=by, user=user)
-                report.lines.append(line)
+        with many_mappings(source) as together:
+            for row in reader:
+                if any((value or "").strip() for value in row.values() if isinstance(value, str)):
+                    line = _import_line(
+                        row, reader.line_num, source=source, zone=zone, by=by, user=user, together=together
+                    )
+                    report.lines.append(line)
         transaction.set_rollback(dry_run)
     return report
 
@@ -128,6 +136,7 @@ def _import_line(
     zone: ZoneInfo,
     by: str,
     user: User | None,
+    together: set[int],
 ) -> ImportedLine:
     cells = {name: read_cell(str(value or "")) for name, value in row.items() if name is not None}
     try:
@@ -151,19 +160,25 @@ def _import_line(
         )
         if known.exists():
             return ImportedLine(number, "unchanged", "", cells)
-        create_mapping(
-            source=source,
-            id_tag=cells["id_tag"],
-            customer=customer,
-            subscription=subscription,
-            valid_from=valid_from,
-            valid_to=valid_to,
-            active=active,
-            note=cells.get("note", ""),
-            verified=False,
-            by=by,
-            user=user,
-        )
+        try:
+            create_mapping(
+                source=source,
+                id_tag=cells["id_tag"],
+                customer=customer,
+                subscription=subscription,
+                valid_from=valid_from,
+                valid_to=valid_to,
+                active=active,
+                note=cells.get("note", ""),
+                verified=False,
+                by=by,
+                user=user,
+                together=together,
+            )
+        except MappingConflictError:
+            if known.exists():  # made by somebody else since it was looked for
+                return ImportedLine(number, "unchanged", "", cells)
+            raise
     except MappingError as error:
         return ImportedLine(number, "error", str(error), cells)
     return ImportedLine(number, "created", "", cells)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ocpp_billing.accounts.models import User
 
 MAX_ID_TAG_LENGTH = 255
+# First half of the key of the lock that lets one import wait for another; the second is the source's.
+IMPORT_LOCK_CLASS = 0x0C9A
 
 
 class MappingError(Exception):
@@ -90,6 +92,7 @@ def create_mapping(
     verified: bool = True,
     by: str,
     user: User | None = None,
+    together: set[int] | None = None,
 ) -> TagMapping:
     """Map a tag to a customer for a time; sessions that wait for it are decided again.
 
@@ -105,6 +108,7 @@ def create_mapping(
         verified: whether Lago was asked and knows both.
         by: who does it, for the audit.
         user: their account, if any.
+        together: within :func:`many_mappings`, what that gave.
 
     Raises:
         MappingError: when something is malformed.
@@ -125,11 +129,32 @@ def create_mapping(
             verified=verified,
             created_by=user,
         )
-        ask_again_for_tags(cursor, [tag.pk])
+        if together is None:
+            ask_again_for_tags(cursor, [tag.pk])
+        else:
+            together.add(tag.pk)
         audit.record(
             "mapping.create", user=user, actor=by, target=f"tag:{tag.text}", after=_snapshot(mapping)
         )
         return mapping
+
+
+@contextmanager
+def many_mappings(source: str) -> Iterator[set[int]]:
+    """Many mappings in one transaction, each made with what this gives as ``together``.
+
+    One such transaction waits for another, so that the second finds what the first one made. Sessions are
+    asked again at the end and all at once: tag by tag, in the order of a file, their locks and those of a
+    decision could be taken crosswise.
+
+    Args:
+        source: name of the StEvE.
+    """
+    tags: set[int] = set()
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [IMPORT_LOCK_CLASS, source])
+        yield tags
+        ask_again_for_tags(cursor, sorted(tags))
 
 
 def end_mapping(mapping_id: int, *, at: datetime, by: str, user: User | None = None) -> TagMapping:
