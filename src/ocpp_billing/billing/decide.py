@@ -393,7 +393,7 @@ def _session(
     (
         session_id, revision, asked, steve_id, fingerprint, id_tag_id, id_tag, charge_box_id, connector_id,
         started_at, start_wh, stopped_at, stop_wh, stop_actor, first_seen_at, stop_seen_at,
-        latest_lower_start_at, identity_conflict, evidence_stop_wh,
+        latest_lower_start_at, identity_conflict, evidence_stop_wh, other_source,
     ) = row  # fmt: skip
     known = [
         KnownEvent(event_id, energy_wh, fixed, EventForm(*form))
@@ -425,7 +425,7 @@ def _session(
             stop_seen_at=stop_seen_at,
             latest_lower_start_at=latest_lower_start_at,
             overlaps=overlaps.in_both,
-            identity_conflict=identity_conflict,
+            identity_conflict=identity_conflict if other_source is None else _known_as(other_source),
             evidence_stop_wh=evidence_stop_wh,
         ),
         next_n=max((n for n, *_ in events), default=0) + 1,
@@ -433,6 +433,13 @@ def _session(
         sent_to=sent_to[-1] if sent_to else None,
         rulings=_rulings(revision, rulings),
         flags=overlaps.flags(),
+    )
+
+
+def _known_as(source: str) -> str:
+    return (
+        "The very same session (number, charge box, tag and start) is known as one of STEVE_SOURCE "
+        f"{source}. If that was renamed, put the old name back: by the new one it would be billed again."
     )
 
 
@@ -455,14 +462,19 @@ def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
     return Rulings(excluded, frozenset(accepted), payer)
 
 
-# A person's reading stands for the stop that StEvE does not have.
+# A person's reading stands for the stop that StEvE does not have. A session that another source knew first is
+# the same one, read again under another name.
 _SESSION_COLUMNS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
     s.connector_id, s.started_at, s.start_wh,
     coalesce(s.reading_stopped_at, s.stopped_at), coalesce(s.reading_stop_wh, s.stop_wh),
     CASE WHEN s.reading_stopped_at IS NULL THEN s.stop_actor ELSE 'reading' END,
     s.first_seen_at, coalesce(s.stop_seen_at, s.reading_stopped_at, s.stopped_at), s.latest_lower_start_at,
-    t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint
+    t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint, (
+        SELECT o.source_id FROM source other JOIN charging_session o
+            ON o.source_id = other.name AND o.steve_id = s.steve_id AND o.fingerprint = s.fingerprint
+        WHERE other.name <> s.source_id AND o.id < s.id LIMIT 1
+    )
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id
 WHERE s.source_id = %(source)s AND (s.stopped_at IS NOT NULL OR s.reading_stopped_at IS NOT NULL)

@@ -139,11 +139,16 @@ def judge_late(
     name = event.external_subscription_id
     if not rows:
         return Standing(Reason.NO_SUBSCRIPTION, f"{name} was not in force at {at:%F %T} UTC, says Lago")
+    another = (
+        f"it was made for {event.code}, and LAGO_METRIC_CODE has been changed since: put {event.code} back "
+        "until it is confirmed, or exclude it and bill it by hand"
+    )
+    is_another = metric is not None and metric.code != event.code
     if any(row.is_open_for(at) for row in rows):
         says = (
             f"the period of {name} is open, but Lago does not sum {event.value_field} of {event.code} there"
         )
-        return Standing(Reason.METRIC_NOT_CHARGED, says)
+        return Standing(Reason.METRIC_NOT_CHARGED, another if is_another else says)
     closed = f"the billing period of {name} that contains {at:%F %T} UTC is closed"
     if any(row.plan_code in charges and charges[row.plan_code].pay_in_advance for row in rows):
         says = (
@@ -151,8 +156,10 @@ def judge_late(
             "Exclude it, and write an invoice by hand if Lago has not charged it"
         )
         return Standing(Reason.LATE_PERIOD, says, charged_on_arrival=True)
-    if metric is None or metric.code != event.code:
-        return Standing(Reason.LATE_PERIOD, f"{closed}, and {event.code} is not the metric that is billed")
+    if is_another:
+        return Standing(Reason.LATE_PERIOD, f"{closed}, and {another}")
+    if metric is None:
+        return Standing(Reason.LATE_PERIOD, f"{closed}, and Lago has no metric {event.code}")
     if metric.recurring:
         says = f"{closed}, but {event.code} is recurring: Lago would count the event in the next period, too"
         return Standing(Reason.LATE_PERIOD, says)
