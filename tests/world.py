@@ -29,8 +29,12 @@ from ocpp_billing.mappings.store import create_mapping
 from ocpp_billing.simulators.lago import LagoSimulator
 from ocpp_billing.simulators.steve import SteveSimulator
 from ocpp_billing.simulators.steve_json import TransactionWriter
+from ocpp_billing.sync.clients import open_clients
 from ocpp_billing.sync.journal import RunJournal, begin_run, end_abandoned_runs
+from ocpp_billing.sync.lanes import Dues, take_up
+from ocpp_billing.sync.models import WorkerHeartbeat
 from ocpp_billing.sync.triggers import request_run
+from ocpp_billing.sync.watch import look
 from ocpp_billing.sync.worker import carry_out
 
 if TYPE_CHECKING:
@@ -351,6 +355,26 @@ class World:
         ended = carry_out(config, run, RunJournal(run))
         self.clock.advance(BETWEEN_RUNS)
         return ended
+
+    def watch(self) -> bool:
+        """One tick of the watch lane, as the leader does it; no time passes.
+
+        Returns:
+            Whether StEvE was still itself; if not, a full run is to follow.
+        """
+        config = self.config()
+        WorkerHeartbeat.objects.get_or_create(
+            worker="test", defaults={"source_id": config.steve_source, "leader": True}
+        )
+        with open_clients(config) as (steve, lago):
+            found = look(config, steve, worker="test")
+            if found is not None and found.news and found.same_steve:
+                run = begin_run(
+                    None, source=config.steve_source, trigger="watch", requested_by="test", worker="test"
+                )
+                assert run is not None
+                take_up(config, steve, lago, RunJournal(run), Dues(config), found)
+        return found is None or found.same_steve
 
     def crash_at(self, name: str, phase: Phase, **settings: object) -> None:
         """One run that dies just before or after an effect, such as ``db commit deliver``.

@@ -240,3 +240,115 @@ def test_sessions_of_many_new_tags_that_are_all_gone_are_a_sign_of_a_backup(live
     live.sync()
     live.steve.restore()
     assert live.sync().delivery == "paused"
+
+
+# -- the last few are lost, and new ones have begun before a full run looks again ------------------------
+
+
+def lose_the_last(world, number):
+    """StEvE is restored from a backup of minutes ago, which lacks so many; returns what was kept and lost."""
+    kept = [world.session("TAG-ALICE", energy_wh=100) for _ in range(8)]
+    world.sync()
+    world.steve.snapshot()
+    lost = [world.session("TAG-ALICE", energy_wh=200) for _ in range(number)]
+    world.sync()
+    world.steve.restore()
+    return kept, lost
+
+
+def look_and_read(world):
+    """The watch lane looks until it finds nothing new, and two full runs follow."""
+    for _ in range(4):
+        world.watch()
+    return [world.sync(), world.sync()]
+
+
+def assert_billed_once(world, kept, lost, again):
+    """After a person has looked, all that was lost and all that came instead is billed, each once."""
+    assert f"ids after {kept[-1]} mean new sessions" in paused(world)
+    world.resume()
+    runs = [world.sync(), world.sync()]
+    assert [(run.status, run.delivery, run.errors) for run in runs] == [("completed", "live", [])] * 2
+    superseded = ChargingSession.objects.exclude(superseded_at=None)
+    assert sorted(superseded.values_list("steve_id", flat=True)) == [each for each in lost if each in again]
+    assert {world.state_of(number) for number in again} == {("confirmed", None)}
+    assert not any(row(number).vanished_at for number in [*kept, *again])
+    assert world.lago_wh("sub-alice") == 100 * len(kept) + 200 * len(lost)
+    assert world.lago_wh("sub-bob") == 50 * len(again)
+    world.assert_conserved()
+
+
+@each_kind
+@pytest.mark.parametrize(
+    "number", [2, pytest.param(1, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)]
+)
+def test_numbers_that_are_given_out_anew_after_their_loss_was_noticed_are_recorded(live, number):
+    kept, lost = lose_the_last(live, number)
+    run = live.sync()  # they may just as well have been deleted with a tag
+    assert (run.status, paused(live)) == ("completed", None)
+    again = [live.session("TAG-BOB", "CP-2", energy_wh=50) for _ in range(number + 1)]
+    assert again[:-1] == lost
+    first, second = look_and_read(live)
+    assert (first.status, second.status) == ("completed", "completed")
+    assert_billed_once(live, kept, lost, again)
+
+
+@each_kind
+@pytest.mark.parametrize("number", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_numbers_that_are_given_out_anew_before_anybody_noticed_are_recorded(live, number):
+    kept, lost = lose_the_last(live, number)
+    again = [live.session("TAG-BOB", "CP-2", energy_wh=50) for _ in range(number + 7)]
+    assert not live.watch()
+    look_and_read(live)
+    assert_billed_once(live, kept, lost, again)
+
+
+def test_a_steve_that_was_restored_twice_within_an_hour_bills_each_session_once(live):
+    _, lost = lose_the_last(live, 3)
+    live.sync()
+    again = [live.session("TAG-BOB", "CP-2", energy_wh=50) for _ in range(4)]
+    look_and_read(live)
+    live.resume()
+    live.sync()
+    live.steve.restore()
+    live.sync()
+    third = [live.session("TAG-ALICE", "CP-3", energy_wh=7) for _ in range(5)]
+    look_and_read(live)
+    assert "restored from a backup" in paused(live)
+    live.resume()
+    for _ in range(2):
+        assert live.sync().status == "completed"
+    assert live.lago_wh("sub-alice") == 800 + 600 + 7 * len(third)
+    assert live.lago_wh("sub-bob") == 50 * len(again)
+    assert len({*lost, *again}) == len(again)
+    live.assert_conserved()
+
+
+@each_kind
+def test_a_single_other_session_under_a_known_number_is_recorded_by_nobody(live):
+    """Later ones, known since before, are what they were: StEvE was not restored, and somebody has to look."""
+    known = [live.session("TAG-ALICE", energy_wh=100) for _ in range(8)]
+    live.sync()
+    live.sync()
+    live.show_as(known[-2], startValue="77")
+    live.watch()
+    run = live.sync()
+    assert (run.status, run.delivery) == ("failed", "paused")
+    assert f"known ({known[-2]})" in paused(live)
+    assert ChargingSession.objects.count() == len(known)
+    assert live.lago_wh() == 800
+
+
+@each_kind
+def test_another_steve_is_recorded_neither_by_the_watch_nor_after_its_last_sessions_went(live):
+    kept, _ = lose_the_last(live, 2)
+    live.sync()
+    live.steve.reset()
+    for _ in range(len(kept) + 5):
+        live.session("TAG-BOB", "CP-2", energy_wh=50)
+    assert not live.watch()
+    for run in (live.sync(), live.sync()):
+        assert (run.status, run.delivery) == ("failed", "paused")
+    assert "answers as another StEvE" in paused(live)
+    assert ChargingSession.objects.count() == len(kept) + 2
+    assert live.lago_wh("sub-bob") == 0

@@ -17,11 +17,7 @@ from ocpp_billing.billing import control, review
 from ocpp_billing.charging.models import IdTag
 from ocpp_billing.mappings import store
 from ocpp_billing.mappings.models import TagMapping
-from ocpp_billing.sync.clients import open_clients
-from ocpp_billing.sync.journal import RunJournal, begin_run
-from ocpp_billing.sync.lanes import Dues, take_up
 from ocpp_billing.sync.models import WorkerHeartbeat
-from ocpp_billing.sync.watch import look
 from tests.crash.saved import saved
 from tests.stateful.charge_points import ChargePoints
 from tests.stateful.oracle import Interval, Oracle, Orders, one_tag
@@ -324,12 +320,8 @@ class EveryWattHour(RuleBasedStateMachine):
 
     def watch(self):
         """One tick of the watch lane, as the leader does it."""
-        config, at = self.world.config(), self.world.clock.now()
-        with open_clients(config) as (steve, lago):
-            found = look(config, steve, worker="test")
-            if found is not None and found.news and found.same_steve:
-                run = begin_run(None, source="main", trigger="watch", requested_by="test", worker="test")
-                take_up(config, steve, lago, RunJournal(run), Dues(config), found)
+        at = self.world.clock.now()
+        self.world.watch()
         self.oracle.observe(at)
 
     def resume(self):

@@ -100,11 +100,11 @@ class KnownSessions:
         )
 
     def sample_ids(self, limit: int, below: int) -> list[int]:
-        """Ids spread over the history below one, highest first."""
+        """Ids that are still there, spread over the history below one, highest first."""
         return self._ids(
             "SELECT steve_id FROM (SELECT steve_id, row_number() OVER (ORDER BY steve_id DESC) AS nth,"
             " count(*) OVER () AS total FROM charging_session WHERE source_id = %(source)s"
-            " AND superseded_at IS NULL AND steve_id < %(below)s) numbered"
+            " AND superseded_at IS NULL AND vanished_at IS NULL AND steve_id < %(below)s) numbered"
             " WHERE (nth - 1) %% greatest(total / %(limit)s, 1) = 0 ORDER BY steve_id DESC LIMIT %(limit)s",
             limit=limit,
             below=below,
@@ -130,6 +130,17 @@ class KnownSessions:
                 [self.source, list(ids)],
             )
             return {steve_id: bytes(known) for steve_id, known in cursor.fetchall()}
+
+    def vanished_since(self, ids: Collection[int]) -> datetime | None:
+        """Since when the first of these ids is gone; None while none of them is."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT min(vanished_at) FROM charging_session WHERE source_id = %s"
+                " AND steve_id = ANY(%s) AND superseded_at IS NULL",
+                [self.source, list(ids)],
+            )
+            since: datetime | None = cursor.fetchone()[0]
+            return since
 
     def ids_to_recheck(
         self, *, stopped_since: datetime, manual_since: datetime, after_id: int, limit: int

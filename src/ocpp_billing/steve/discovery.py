@@ -33,7 +33,7 @@ from ocpp_billing.steve.idle import (
 from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from ocpp_billing.charging.known import Gap, KnownSessions
     from ocpp_billing.steve.capabilities import Capabilities
@@ -164,8 +164,7 @@ class Discovery:
         if is_rested and not crossed:
             self._recheck_stops()
         self._read_again()
-        if self.strangers and self._recognise_strangers(min(self.strangers)):
-            self._ask([*sorted(self.strangers), *self._next_ids(LOOK_AHEAD)])
+        self.settle_strangers()
 
     def watch(self) -> None:
         """Between cycles: what is open, and the next ids; one cheap call where a call carries a list."""
@@ -184,10 +183,27 @@ class Discovery:
                 self._read_active()
             self._ask(self._next_ids(1))
 
+    def settle_strangers(self) -> None:
+        """Others came under known numbers: where StEvE was restored, ask for them again, and record them."""
+        strangers = self.strangers
+        if strangers and self._recognise_strangers(strangers):
+            self.strangers = set()
+            self._read_on()
+            self._ask(sorted(strangers))
+            most = MOST_IDS_PER_CALL if self.capabilities.id_lists else GAP_SINGLES
+            self._ask(self.known.vanished_at_the_end(most))
+
     def is_still_itself(self) -> bool:
-        """Whether a last known session is still what it was: one more call, before news are taken in."""
+        """Whether the last known session is still what it was: one more call, before news are taken in.
+
+        A backup cuts off the end, so the very last one tells. Were new sessions recorded while it is not
+        there, they could not be told from those that were known before, and those would seem to be there.
+        """
         latest = self.known.latest_ids(IDENTITY_SAMPLE if self.capabilities.id_lists else 1)
-        return not latest or bool(self._ask_matching(latest))
+        answer = self.client.transactions_by_id(latest, id_lists=self.capabilities.id_lists)
+        unreadable = {row.steve_id for row in answer.malformed}
+        told = next((number for number in latest if number not in unreadable), None)
+        return told is None or told in self._matching(latest, answer.rows)
 
     # -- by id -----------------------------------------------------------------------------------------
 
@@ -220,9 +236,8 @@ class Discovery:
         else:
             self._take(batch, answer)
         self._ask(rest)
-        while self.known.highest_id() > highest:
-            highest = self.known.highest_id()
-            self._ask(self._next_ids(MOST_IDS_PER_CALL))
+        if self.known.highest_id() > highest:
+            self._read_on()
 
     def _ask_singles(self, *, is_rested: bool) -> None:
         """The last known id and the next one; open sessions are asked for when they left the active list.
@@ -248,6 +263,16 @@ class Discovery:
             open_ids = self._next_portion("open_after", self.known.open_ids(stuck=False), self.spare_calls)
             self.spare_calls -= len(open_ids)
             self._ask(open_ids)
+
+    def _read_on(self) -> None:
+        """What comes after the highest id, until nothing more does."""
+        if not self.capabilities.id_lists:
+            self._probe_next()
+            return
+        highest = -1
+        while self.known.highest_id() > highest:
+            highest = self.known.highest_id()
+            self._ask(self._next_ids(MOST_IDS_PER_CALL))
 
     def _probe_next(self) -> None:
         # Counted here: a row that cannot be read is shown, and is not the highest that is known.
@@ -388,14 +413,17 @@ class Discovery:
         matching = self._matching(latest, answer.rows)
         others = [row.steve_id for row in answer.rows if row.steve_id in known.keys() - matching]
         if others:
-            return not self._recognise_strangers(min(others))
+            return not self._recognise_strangers(others)
         if matching or any(row.steve_id in known for row in answer.malformed):
             self.progress["recognised_at"] = clock.now().isoformat()
             return True
-        if len(latest) < IDENTITY_SAMPLE:
-            latest = self.known.latest_ids(IDENTITY_SAMPLE)
-            if self._ask_matching(latest):
-                return True
+        more = self.known.latest_ids(IDENTITY_SAMPLE)
+        if len(more) > len(latest):
+            shown = self.client.transactions_by_id(more, id_lists=self.capabilities.id_lists)
+            if not self._is_itself(more, shown):
+                return False
+            self._take(more, shown)
+            return True
         if self._went_with_tag_or_box(latest):
             self.progress["recognised_at"] = clock.now().isoformat()
             return True
@@ -448,13 +476,16 @@ class Discovery:
         self._ask(above if self.capabilities.id_lists else above[-GAP_SINGLES:])
         return True
 
-    def _recognise_strangers(self, lowest: int) -> bool:
-        """Other sessions are shown under known numbers, this being the lowest: was StEvE restored?
+    def _recognise_strangers(self, strangers: Collection[int]) -> bool:
+        """Other sessions are shown under these known numbers: was StEvE restored?
 
-        Not where a later session, known since before the last time that all was well, is still what it was.
+        Not where a later session that is known for longer than they can have had these numbers is still what
+        it was. That is since before all was well the last time; and where StEvE was seen without one of
+        these numbers, since before that: what came later may have begun after the backup was played back.
         """
-        since = self.progress.get("recognised_at")
-        before = None if since is None else datetime.fromisoformat(since)
+        lowest = min(strangers)
+        since = (self._instant("recognised_at"), self.known.vanished_since(strangers))
+        before = min((at for at in since if at is not None), default=None)
         later = self.known.ids_above(lowest - 1, seen_before=before)[-IDENTITY_SAMPLE:]
         if later and self._ask_matching(later):
             return False
