@@ -8,6 +8,7 @@ import pytest
 
 from ocpp_billing.simulators.steve import Recording, Sample, SteveSimulator, recording_offset
 from ocpp_billing.simulators.steve_recording import RECORDED
+from ocpp_billing.steve.wire import decode_details, decode_transactions, fingerprint
 from tests.contract.steve_wire import (
     BULK_TAGS,
     LAST_CALL_BEFORE_TRAFFIC,
@@ -193,6 +194,18 @@ def test_the_same_traffic_leaves_the_recorded_meter_values(simulator, release, p
     ):
         recorded = exchange(release, name)
         assert differences(simulator, recorded, replay(simulator, recorded)) == {}, name
+
+
+def test_the_details_of_a_transaction_show_the_same_session_as_the_list():
+    """Else every look at meter values would seem to find another session under a known number."""
+
+    def read(name):
+        return json.dumps(exchange("3.14.1", name).response["body"]).encode()
+
+    listed = {row.steve_id: fingerprint(row) for row in decode_transactions(read("transactions-all")).rows}
+    for name in ("details", "details-mixed-units", "details-running", "details-zombie"):
+        row = decode_details(read(name)).transaction
+        assert fingerprint(row) == listed[row.steve_id], name
 
 
 TRUTH_WH = {

@@ -372,6 +372,39 @@ def test_what_waits_for_a_decision_is_read_before_what_is_merely_stuck(live):
     assert live.state_of(closed) == ("confirmed", None)
 
 
+def test_another_session_under_a_stuck_ones_number_pauses_delivery(live):
+    """The daily look at its meter values is the first that asks for it."""
+    died = abandoned(live, (HOUR, 5_000))
+    newer(live)
+    for _ in range(5):  # the last known ones are asked for in every run
+        live.session("TAG-ALICE", "CP-2")
+    live.sync()
+    assert live.state_of(died) == ("stuck", None)
+    live.clock.advance(15 * HOUR)
+    live.sync()  # the night's reading
+    source = Source.objects.get()
+    for slow in ("active", "window"):
+        source.progress[slow] |= {"took_s": 36_000}
+    source.save(update_fields=["progress"])
+    live.show_as(died, startValue="77")
+    live.clock.advance(10 * HOUR)
+    run = live.sync()
+    assert (run.status, run.delivery) == ("failed", "paused")
+    assert f"known ({died})" in run.errors[0]["error"]
+    assert (live.state_of(died), evidence(died)) == (("stuck", None), ("meter_value", 5_000))
+
+
+@with_details
+def test_a_call_that_is_refused_while_evidence_is_read_lets_the_release_be_found_out_again(live):
+    live.sync()
+    abandoned(live)
+    newer(live)
+    live.steve.add_fault(Fault("status", path=r"/transactions/[0-9]+$", status=403))
+    assert live.sync().status == "failed"
+    assert Source.objects.get().capabilities is None
+    assert live.sync().status == "completed"
+
+
 def test_a_death_before_the_evidence_is_written_is_healed_by_the_next_run(live):
     died = abandoned(live, (HOUR, 9_000))
     newer(live)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocpp_billing.steve.idle import Wish, plan_calls, portion
+from ocpp_billing.steve.idle import REST_FACTOR, Wish, is_made_up_for, plan_calls, portion
 
 NOW = datetime(2026, 3, 17, 12, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
@@ -77,3 +77,18 @@ def test_portions_go_round_and_leave_nobody_out(ids, size):
 @pytest.mark.parametrize(("after", "expected"), [(0, [1, 2]), (2, [5, 9]), (5, [9, 1]), (9, [1, 2])])
 def test_a_round_begins_anew_after_its_last_one(after, expected):
     assert portion([1, 2, 5, 9], after, 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("passed", "made_up_for"),
+    [
+        (timedelta(), False),
+        (REST_FACTOR * timedelta(seconds=3) - timedelta(milliseconds=1), False),
+        (REST_FACTOR * timedelta(seconds=3), True),
+        (-timedelta(milliseconds=1), True),  # noted by a clock that was wrong
+        (-365 * 24 * HOUR, True),
+    ],
+)
+def test_what_took_long_rests_twenty_times_as_long_by_a_clock_that_is_right(passed, made_up_for):
+    assert is_made_up_for({"at": (NOW - passed).isoformat(), "took_s": 3.0}, NOW) is made_up_for
+    assert is_made_up_for(None, NOW)

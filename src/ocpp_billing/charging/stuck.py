@@ -21,9 +21,9 @@ from ocpp_billing.charging.clocks import CLOCK_LAG, CLOCK_TOLERANCE
 from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.log import get_logger
 from ocpp_billing.steve.client import MOST_IDS_PER_CALL
-from ocpp_billing.steve.discovery import REST_FACTOR
 from ocpp_billing.steve.errors import BadRequest, NotFound, NotJson, ServerFault
 from ocpp_billing.steve.evidence import Evidence, last_heard_at, last_register
+from ocpp_billing.steve.idle import is_made_up_for
 from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class StuckSearch:
     def _ask(self, sessions: Sequence[Unfinished]) -> None:
         """Read the sessions that are in question again, with their meter values where StEvE shows them."""
         in_question = [session for session in sessions if self._is_in_question(session)]
-        if not in_question or not self._is_rested():
+        if not in_question or not is_made_up_for(self.progress.get("evidence"), clock.now()):
             return
         in_question.sort(key=_urgency)
         busy_before_s = self.client.busy_s
@@ -227,15 +227,6 @@ class StuckSearch:
             return finding is None or abs(clock.now() - finding.read_at) >= STUCK_VALUES_EVERY
         return session.following is not None or self._is_quiet(session)
 
-    def _is_rested(self) -> bool:
-        """Whether StEvE's time that the last reading took has been made up for."""
-        last = self.progress.get("evidence")
-        if last is None:
-            return True
-        rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        # A reading that lies ahead was noted by a clock that was wrong.
-        return not timedelta() <= clock.now() - datetime.fromisoformat(last["at"]) < rest
-
     def _ask_details(self, sessions: Iterable[Unfinished]) -> tuple[TransactionsAnswer, list[int]]:
         rows: list[Transaction] = []
         gone: list[int] = []
@@ -255,9 +246,11 @@ class StuckSearch:
                 if len(failed) >= MOST_FAILURES:
                     break
                 continue
+            rows.append(details.transaction)
             if fingerprint(details.transaction) == session.fingerprint:
-                rows.append(details.transaction)
                 self._heard[session.session_id] = hear(session, details.values)
+            else:  # another session under its number: the recorder says so, and nothing is judged by it
+                self._asked.discard(session.session_id)
         self.progress["details_failed"] = failed
         return TransactionsAnswer(rows, []), gone
 
@@ -274,7 +267,12 @@ class StuckSearch:
         ids = [session.steve_id for session in sessions]
         answer = self.client.transactions_by_id(ids, id_lists=self.capabilities.id_lists)
         shown = {row.steve_id for row in answer.rows} | {row.steve_id for row in answer.malformed}
-        self._asked |= {session.session_id for session in sessions}
+        mark = {row.steve_id: fingerprint(row) for row in answer.rows}
+        self._asked |= {
+            session.session_id
+            for session in sessions
+            if mark.get(session.steve_id, session.fingerprint) == session.fingerprint
+        }
         return answer, [number for number in ids if number not in shown]
 
     # -- judging ---------------------------------------------------------------------------------------

@@ -26,7 +26,9 @@ from ocpp_billing.steve.idle import (
     MOST_CALLS,
     MOST_CALLS_AT_A_HOLE,
     MOST_CALLS_BY_ID,
+    REST_FACTOR,
     Wish,
+    is_made_up_for,
     plan_calls,
     portion,
 )
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# A call that reads StEvE's history is made again no sooner than so many times its own duration.
-REST_FACTOR = 20
 LONGEST_REST = timedelta(hours=6)
 # Ids probed above the highest one known, where a call can carry a list of them.
 LOOK_AHEAD = 50
@@ -374,9 +374,11 @@ class Discovery:
     def record_paced(
         self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]
     ) -> Sequence[int]:
-        """Record an answer that others asked for in this cycle, with StEvE's time that it took."""
+        """Record an answer, also one that others asked for in this cycle, with StEvE's time that it took."""
         self.charge()
-        return self.record(answer, gone=gone, progress=progress)
+        strangers = self.record(answer, gone=gone, progress=progress)
+        self.strangers.update(strangers)
+        return strangers
 
     def _ask(self, ids: Sequence[int]) -> int:
         """Read ids; known ones that StEvE no longer shows are marked as gone. Returns how many it showed."""
@@ -397,8 +399,7 @@ class Discovery:
         return len(answer.rows) + len(answer.malformed)
 
     def _record(self, answer: TransactionsAnswer, *, gone: Sequence[int] = ()) -> None:
-        self.charge()
-        self.strangers.update(self.record(answer, gone=gone, progress=self.progress))
+        self.record_paced(answer, gone=gone, progress=self.progress)
 
     # -- is it still the same StEvE? ---------------------------------------------------------------
 
@@ -580,11 +581,7 @@ class Discovery:
         return self.client.transactions(type=self.capabilities.window_type, from_=from_, to=to)
 
     def _is_due(self, kind: str) -> bool:
-        last = self.progress.get(kind)
-        if last is None:
-            return True
-        rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        return not timedelta() <= clock.now() - datetime.fromisoformat(last["at"]) < rest
+        return is_made_up_for(self.progress.get(kind), clock.now())
 
     def _timed(self, kind: str, call: Callable[[], TransactionsAnswer]) -> TransactionsAnswer:
         before = self.client.busy_s

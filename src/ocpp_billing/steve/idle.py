@@ -1,23 +1,26 @@
 """What a cycle in which nothing has happened may ask StEvE: at most four calls, whatever there is to ask.
 
-Pure. Each thing to ask has a deadline, and what is most overdue is asked first, so that no call is ever
-crowded out by the others; among equals the order in which they are named decides.
+Pure. What makes StEvE work hard rests many times as long as it took. Each thing to ask has a deadline, and
+what is most overdue is asked first, so that no call is ever crowded out by the others; among equals the
+order in which they are named decides.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # Calls of a cycle in which nothing has happened, and of one that crosses a wide hole in the numbering.
 MOST_CALLS: Final = 4
 MOST_CALLS_AT_A_HOLE: Final = 6
 # Reading by id leaves so many of them to what makes StEvE read its whole history.
 MOST_CALLS_BY_ID: Final = 2
+# What makes StEvE work hard is asked again no sooner than so many times its own duration.
+REST_FACTOR: Final = 20
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -39,6 +42,19 @@ class Wish:
     def deadline(self) -> datetime:
         """When it should be asked again."""
         return NEVER if self.last is None else self.last + self.every
+
+
+def is_made_up_for(last: Mapping[str, Any] | None, now: datetime) -> bool:
+    """Whether StEvE's time that something took has been made up for by rest.
+
+    Args:
+        last: when it was asked (``at``, as ISO 8601) and how long that took (``took_s``); None = never.
+        now: what time it is. A time ahead of it was noted by a clock that was wrong, and counts as over.
+    """
+    if last is None:
+        return True
+    rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
+    return not timedelta() <= now - datetime.fromisoformat(last["at"]) < rest
 
 
 def plan_calls(wishes: Sequence[Wish], calls: int) -> list[str]:

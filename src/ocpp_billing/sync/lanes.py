@@ -17,8 +17,9 @@ from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.outbox import break_leases, next_due_at
 from ocpp_billing.lago.directory import LagoDirectory
-from ocpp_billing.steve.discovery import REST_FACTOR, AnotherSteveError
+from ocpp_billing.steve.discovery import AnotherSteveError
 from ocpp_billing.steve.errors import SteveError
+from ocpp_billing.steve.idle import REST_FACTOR
 from ocpp_billing.sync.reading import (
     Recorder,
     look_for_stuck_sessions,
@@ -92,8 +93,8 @@ def record(config: Config, found: Look, journal: RunJournal) -> None:
                 for answer in found.answers:
                     strangers = recorder(answer.shown, gone=answer.gone, progress=discovery.progress)
                     discovery.strangers.update(strangers)
-            discovery.record = recorder
-            _look_for_evidence(config, found, journal)
+                discovery.record = recorder
+                _look_for_evidence(config, found, journal)
         finally:
             counts = recorder.found
             recorded |= {"discovered": counts.discovered, "changed": counts.changed}

@@ -26,8 +26,9 @@ from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.database import fenced_transaction, refresh_statistics
 from ocpp_billing.effects import effect
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
-from ocpp_billing.steve.discovery import REST_FACTOR, AnotherSteveError, Discovery, night_is_due
+from ocpp_billing.steve.discovery import AnotherSteveError, Discovery, night_is_due
 from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError, WrongAddress
+from ocpp_billing.steve.idle import is_made_up_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -63,12 +64,14 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
                 say=lambda text: journal.say("discover.progress", text),
                 zone=config.timezone,
             )
-            with _forget_where_refused(source), pause_where_identity_is_in_doubt(config, discovery):
-                discovery.cycle()
-            look_for_stuck_sessions(
-                config, discovery, journal, calls_to_look_again=discovery.evidence_calls()
-            )
-            _read_tags(source.name, discovery, journal)
+            with _forget_where_refused(source):
+                with pause_where_identity_is_in_doubt(config, discovery):
+                    discovery.cycle()
+                    look_for_stuck_sessions(
+                        config, discovery, journal, calls_to_look_again=discovery.evidence_calls()
+                    )
+                    discovery.settle_strangers()
+                _read_tags(source.name, discovery, journal)
         finally:
             recorded |= {
                 "discovered": found.discovered,
@@ -238,11 +241,9 @@ def _read_tags(name: str, discovery: Discovery, journal: RunJournal) -> None:
     """Read the list of tags when its turn has come, or a tag turned up whose parent we do not know; paced."""
     steve, progress = discovery.client, discovery.progress
     last = progress.get("tags")
-    if last is not None and "tags" not in discovery.planned:
-        rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
-        is_rested = not timedelta() <= clock.now() - datetime.fromisoformat(last["at"]) < rest
-        if not (is_rested and KnownSessions(name).unknown_tags()):
-            return
+    is_wanted = last is None or "tags" in discovery.planned
+    if not is_wanted and not (is_made_up_for(last, clock.now()) and KnownSessions(name).unknown_tags()):
+        return
     busy_before = steve.busy_s
     answer = steve.tags()
     progress["tags"] = {"at": clock.now().isoformat(), "took_s": round(steve.busy_s - busy_before, 3)}
