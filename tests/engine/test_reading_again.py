@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from ocpp_billing.charging.models import ChargingSession, Source
 from ocpp_billing.simulators.server import Fault
-from ocpp_billing.steve.discovery import COMPLETE_EVERY, NIGHTLY_REACH, STOPS_CHANGE_FOR
+from ocpp_billing.steve.discovery import (
+    COMPLETE_EVERY,
+    NIGHTLY_REACH,
+    STOPS_CHANGE_FOR,
+    night_is_due,
+    night_of,
+)
 
 up_to_3_11 = pytest.mark.parametrize(
     "release", [pytest.param("3.7.1", marks=pytest.mark.long), "3.9.0", "3.11"]
@@ -71,6 +78,28 @@ def test_an_older_one_is_read_in_the_night_and_one_beyond_that_in_the_month(read
     at_noon(read, COMPLETE_EVERY.days)
     assert Source.objects.get().progress["complete_at"] > complete_at
     assert stop_known(read.read) == 9_500
+
+
+@pytest.mark.parametrize("release", ["3.9.0"])
+@pytest.mark.parametrize("time", ["00:30", "01:59", "02:00", "23:59"])
+def test_a_schedule_of_one_run_a_day_reads_again_every_day_whenever_that_run_is(read, time):
+    at = read.clock.now().replace(hour=int(time[:2]), minute=int(time[3:]))
+    for days in (1, 2, 20):
+        read.clock.set(at + days * DAY)
+        read.sync()
+    for days, stop_wh in ((21, 9_000), (22, 9_500)):
+        change(read, read.read, stop_wh)
+        read.clock.set(at + days * DAY)
+        read.sync()
+        assert stop_known(read.read) == stop_wh
+
+
+def test_a_night_is_due_once_also_where_the_clock_is_put_back_or_was_wrong(world):
+    zone = ZoneInfo("Europe/Berlin")
+    night = {"night": night_of(datetime(2026, 10, 25, 2, 30, tzinfo=zone), zone)}
+    for hours, due in ((0, False), (1, False), (2, False), (23, False), (24, False), (25, True), (-2, True)):
+        world.clock.set(datetime(2026, 10, 25, 0, 30, tzinfo=UTC) + hours * HOUR)
+        assert night_is_due(night, zone) is due, hours
 
 
 @pytest.mark.parametrize("release", ["3.14.1"])

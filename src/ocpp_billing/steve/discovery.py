@@ -74,8 +74,8 @@ END = datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC)
 # Gaps in the numbering that are worth asking for one by one, where a call carries one id only.
 SINGLES_PER_CYCLE = 2
 GAP_SINGLES = 50
-# Reading again: from this hour of the organisation's night on.
-NIGHT_BEGINS = 2
+# Reading again: from this time of the organisation's night on.
+NIGHT_BEGINS = timedelta(hours=2)
 NIGHTLY_REACH = timedelta(days=35)
 COMPLETE_EVERY = timedelta(days=30)
 GAP_IDS_PER_NIGHT = 20_000
@@ -107,10 +107,17 @@ class Recorder(Protocol):
         ...
 
 
+def night_of(at: datetime, zone: tzinfo) -> str:
+    """The night that an instant belongs to: from :data:`NIGHT_BEGINS` to the same time of the next day.
+
+    So a schedule that has no run in the small hours, or none later, has one in every night all the same.
+    """
+    return (at.astimezone(zone) - NIGHT_BEGINS).date().isoformat()
+
+
 def night_is_due(progress: Mapping[str, Any], zone: tzinfo) -> bool:
-    """Whether tonight's reading has still to be done: that cycle asks more than others."""
-    local = clock.now().astimezone(zone)
-    return progress.get("night") != local.date().isoformat() and local.hour >= NIGHT_BEGINS
+    """Whether this night's reading has still to be done: that cycle asks more than others."""
+    return bool(progress.get("night") != night_of(clock.now(), zone))
 
 
 @dataclass(slots=True)
@@ -675,15 +682,16 @@ class Discovery:
             )
         )
         self.progress["backfilled_at"] = self.progress["complete_at"] = clock.now().isoformat()
-        self.progress["night"] = clock.now().astimezone(self.zone).date().isoformat()
+        self.progress["night"] = night_of(clock.now(), self.zone)
 
     def _read_again(self) -> None:
         """Each night the last weeks, each month everything: what slipped through is found, what is gone, too.
 
-        Both begin after :data:`NIGHT_BEGINS`, when StEvE has time, and go on where they were interrupted.
+        Both belong to the first cycle of a night (:func:`night_of`), when StEvE has time, and go on where
+        they were interrupted.
         """
-        today = clock.now().astimezone(self.zone).date().isoformat()
         if night_is_due(self.progress, self.zone):
+            night = night_of(clock.now(), self.zone)
             self._charged_s = None  # at night StEvE has time
             complete_at = datetime.fromisoformat(self.progress["complete_at"])
             if abs(clock.now() - complete_at) >= COMPLETE_EVERY:
@@ -692,7 +700,7 @@ class Discovery:
             else:
                 self._read_windows("nightly", clock.now() - NIGHTLY_REACH, verify=True)
             self._ask_gaps_of_the_night()
-            self.progress["night"] = today
+            self.progress["night"] = night
             self.record(NOTHING, gone=(), progress=self.progress)
             self._charged_s = self.client.busy_s
 

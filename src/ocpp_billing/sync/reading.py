@@ -26,7 +26,7 @@ from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.database import fenced_transaction, refresh_statistics
 from ocpp_billing.effects import effect
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
-from ocpp_billing.steve.discovery import AnotherSteveError, Discovery, night_is_due
+from ocpp_billing.steve.discovery import AnotherSteveError, Discovery, night_is_due, night_of
 from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError, WrongAddress
 from ocpp_billing.steve.idle import is_made_up_for
 
@@ -234,7 +234,7 @@ def _is_fresh(config: Config, source: Source) -> bool:
         return False
     if not source.progress.get("backfilled_at") or not night_is_due(source.progress, config.timezone):
         return True
-    return probed_at.astimezone(config.timezone).date() == clock.now().astimezone(config.timezone).date()
+    return night_of(probed_at, config.timezone) == night_of(clock.now(), config.timezone)
 
 
 def _read_tags(name: str, discovery: Discovery, journal: RunJournal) -> None:
