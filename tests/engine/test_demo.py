@@ -143,6 +143,27 @@ def test_up_starts_a_database_again_that_ended(data, port, tmp_path):
     assert "Traceback" not in up.said()
 
 
+@pytest.mark.parametrize("service", ["web", pytest.param("worker", marks=pytest.mark.long)])
+def test_a_service_by_itself_starts_its_database_again_too(data, port, tmp_path, service):
+    arguments = [service, *(["--port", str(port)] if service == "web" else [])]
+    alone = settings(data) | {"AUTH_SECRET": "s" * 32}
+    with running(*arguments, settings=alone, log=tmp_path / "log") as process:
+
+        def serves(time):
+            if service == "web":
+                return "csrfmiddlewaretoken" in answers(f"http://127.0.0.1:{port}/")
+            return process.said().count("worker leads") == time
+
+        eventually(lambda: serves(1), process.said)
+        (postgres,) = (data / "postgres-18").glob("postmaster.pid")
+        os.kill(int(postgres.read_text().splitlines()[0]), signal.SIGKILL)
+        process.says("PostgreSQL runs again")
+        eventually(lambda: serves(2), process.said)
+        assert process.terminate() in {0, -signal.SIGTERM}  # uvicorn ends by the signal that it was sent
+    eventually(lambda: not processes_naming(str(data)))
+    assert "Traceback" not in process.said()
+
+
 def test_up_killed_outright_leaves_no_process_either(data, port, tmp_path):
     arguments = ("up", "--port", str(port))
     with running(*arguments, settings=settings(data), log=tmp_path / "log") as up:

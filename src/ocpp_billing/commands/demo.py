@@ -20,8 +20,9 @@ from ocpp_billing.embedded.demo import (
     isolate_environment,
     say,
 )
+from ocpp_billing.embedded.keeper import Keeper
 from ocpp_billing.embedded.postgres import EmbeddedPostgres
-from ocpp_billing.embedded.services import KeptServer, Service, Services, port_is_free
+from ocpp_billing.embedded.services import Service, Services, port_is_free
 from ocpp_billing.energy import say_kwh
 
 NO_RECORDING = "There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
@@ -43,18 +44,15 @@ def run_demo(*, release: str, once: bool, empty: bool, port: int, reload: bool) 
     isolate_environment(world)
     os.environ["AUTH_URL"] = f"http://localhost:{port}"
     try:
-        with EmbeddedPostgres(data_dir_of(load_config()), notice=say) as server:
+        with EmbeddedPostgres(data_dir_of(load_config()), notice=say) as server, Keeper(server):
             os.environ["DATABASE_URL"] = server.url
-            return _demonstrate(
-                world, server, release=release, once=once, empty=empty, port=port, reload=reload
-            )
+            return _demonstrate(world, release=release, once=once, empty=empty, port=port, reload=reload)
     finally:
         world.stop()
 
 
 def _demonstrate(
     world: DemoWorld,
-    server: EmbeddedPostgres,
     *,
     release: str,
     once: bool,
@@ -70,9 +68,7 @@ def _demonstrate(
     password = furnish(world, empty=empty)
     if once:
         return _synchronize(world, release)
-    services = Services(
-        [Service("web", ["web", "--port", str(port)]), Service("worker", ["worker"])], KeptServer(server)
-    )
+    services = Services([Service("web", ["web", "--port", str(port)]), Service("worker", ["worker"])])
     services.start()
     try:
         if not empty:

@@ -54,7 +54,7 @@ def _listens(parser: argparse.ArgumentParser) -> None:
 def up(config: Config, args: argparse.Namespace) -> int:
     """Everything on one machine: PostgreSQL, migrations, web and worker."""
     from ocpp_billing.embedded.auth_secret import auth_secret
-    from ocpp_billing.embedded.services import KeptServer, Service, Services, port_is_free
+    from ocpp_billing.embedded.services import Service, Services, port_is_free
 
     if not port_is_free(args.host, args.port):
         raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
@@ -62,7 +62,7 @@ def up(config: Config, args: argparse.Namespace) -> int:
         os.environ["AUTH_SECRET"] = auth_secret(data_dir_of(config))
     address = read_environment().get("AUTH_URL") or f"http://localhost:{args.port}"
     os.environ["AUTH_URL"] = address
-    with database(config, note) as server:
+    with database(config, note):
         set_up_django()
         from django.core.management import call_command
 
@@ -72,7 +72,6 @@ def up(config: Config, args: argparse.Namespace) -> int:
                 Service("web", ["web", "--host", args.host, "--port", str(args.port)]),
                 Service("worker", ["worker"]),
             ],
-            None if server is None else KeptServer(server),
         )
         services.start()
         try:

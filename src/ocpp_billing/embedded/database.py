@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocpp_billing.embedded.keeper import Keeper
 from ocpp_billing.embedded.postgres import EmbeddedPostgres, default_data_dir, running_url
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def database(config: Config, notice: Callable[[str], None]) -> Iterator[EmbeddedPostgres | None]:
-    """Make ``DATABASE_URL`` name a running database for the time of a command.
+    """Make ``DATABASE_URL`` name a running database for the time of a command, an embedded one kept alive.
 
     Yields:
         The embedded server when this process started it, else None.
@@ -35,7 +36,10 @@ def database(config: Config, notice: Callable[[str], None]) -> Iterator[Embedded
         os.environ["DATABASE_URL"] = url
         yield None
         return
-    with EmbeddedPostgres(data_dir, notice=notice, binaries_dir=binaries_dir_of(config)) as server:
+    with (
+        EmbeddedPostgres(data_dir, notice=notice, binaries_dir=binaries_dir_of(config)) as server,
+        Keeper(server),
+    ):
         os.environ["DATABASE_URL"] = server.url
         yield server
 

@@ -11,20 +11,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ocpp_billing.embedded.errors import EmbeddedPostgresError
+from ocpp_billing.embedded.keeper import FIRST_RESTART_S, HEALTHY_AFTER_S, LONGEST_RESTART_S
 from ocpp_billing.log import get_logger
-
-if TYPE_CHECKING:
-    from ocpp_billing.embedded.postgres import EmbeddedPostgres
 
 log = get_logger(__name__)
 
 LAUNCH = Path(__file__).with_name("launch.py")
-# A service that dies is started again, ever more slowly while it keeps dying soon.
-FIRST_RESTART_S, LONGEST_RESTART_S = 0.5, 30.0
-HEALTHY_AFTER_S = 20.0
 STOP_WITHIN_S = 12.0
 
 
@@ -59,59 +52,10 @@ class Service:
 
 
 @dataclass(slots=True)
-class KeptServer:
-    """The owner's PostgreSQL server: one that ended by itself is started again, ever more slowly.
-
-    It ends itself when it cannot write its log of changes any more, because the disk is full, and others end
-    it when the machine runs out of memory. Web and worker wait for it meanwhile.
-    """
-
-    server: EmbeddedPostgres
-    restart_s: float = FIRST_RESTART_S
-    restart_at: float = 0.0
-    started_at: float = 0.0
-    told: bool = False
-
-    def revive(self) -> None:
-        """Start it again if it has ended and its pause is over."""
-        now = time.monotonic()
-        if not self.server.ended_by_itself:
-            return
-        if not self.told:
-            self.told = True
-            if now - self.started_at > HEALTHY_AFTER_S:
-                self.restart_s = FIRST_RESTART_S
-            log.error(
-                "PostgreSQL ended",
-                action="services.database_ended",
-                exit_code=self.server.returncode,
-                restart_in_s=self.restart_s,
-            )
-            self._rest(now)
-        elif now >= self.restart_at:
-            self._start()
-
-    def _start(self) -> None:
-        try:
-            self.server.revive()
-        except EmbeddedPostgresError as error:
-            log.error("PostgreSQL does not start", action="services.database_failed", error=str(error))  # noqa: TRY400
-            self._rest(time.monotonic())
-        else:
-            self.told, self.started_at = False, time.monotonic()
-            log.warning("PostgreSQL runs again", action="services.database_started", pid=self.server.pid)
-
-    def _rest(self, now: float) -> None:
-        self.restart_at = now + self.restart_s
-        self.restart_s = min(self.restart_s * 2, LONGEST_RESTART_S)
-
-
-@dataclass(slots=True)
 class Services:
     """The children of one owner. Use it in the main thread: children die with the thread."""
 
     services: list[Service]
-    database: KeptServer | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -146,8 +90,6 @@ class Services:
 
     def revive(self) -> None:
         """Start those again that have ended by themselves."""
-        if self.database is not None:
-            self.database.revive()
         for service in self.services:
             self._revive(service)
 
