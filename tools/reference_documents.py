@@ -79,7 +79,7 @@ API_TAIL = """\
 | route | who | says |
 |---|---|---|
 | `GET /healthz` | everybody | this process lives |
-| `GET /readyz` | everybody; details for this machine and bearers of a token | the database answers and has this version's schema; worker and balance |
+| `GET /readyz` | everybody; details for this machine and bearers of a token | the database answers and has this version's schema; worker and balance, room on the disk |
 | `GET /metrics` | this machine and bearers of a token | figures for Prometheus |
 """
 

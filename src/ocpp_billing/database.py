@@ -1,7 +1,8 @@
-"""Transactions of a run: fenced, and with a boundary that tests can crash at."""
+"""Transactions of a run: fenced, and with a boundary that tests can crash at; and the room they have."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -151,3 +152,40 @@ def has_room() -> bool:
             return False
         raise
     return True
+
+
+# PostgreSQL's log of changes alone may take a gigabyte (max_wal_size) in a busy hour.
+LITTLE_ROOM_BYTES = 2 * 10**9
+LITTLE_ROOM_DO = (
+    "Make room on it before it is full: nothing can be read, decided or sent then (docs/operations.md, When "
+    "the disk is full)."
+)
+
+
+def free_bytes() -> int | None:
+    """How much room the disk of the database has; None where that cannot be known.
+
+    That is known of a server on this machine whose folder may be asked for: the embedded one, which is
+    reached by a socket and tells us. What another machine names would be looked for on the wrong disk.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_FOLDER)
+        row = cursor.fetchone()
+    if row is None or not str(connection.settings_dict["HOST"]).startswith("/"):
+        return None
+    try:
+        return shutil.disk_usage(row[0]).free
+    except OSError:
+        return None
+
+
+def little_room() -> str | None:
+    """That the disk of the database is nearly full, in a sentence; None when it is not, or not known."""
+    free = free_bytes()
+    if free is None or free >= LITTLE_ROOM_BYTES:
+        return None
+    return f"The disk of the database is nearly full: {free / 10**9:.1f} GB are left."
+
+
+# Without the right to see it there is no such row.
+_FOLDER = "SELECT setting FROM pg_settings WHERE name = 'data_directory'"

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import socket
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 from django.db import OperationalError, connection
 from django.test import Client
 
+from ocpp_billing.alerts.conditions import conditions
 from ocpp_billing.cli import main
 from ocpp_billing.database import _WRITE, has_room
 from ocpp_billing.sync.journal import begin_run
@@ -78,6 +81,39 @@ def test_the_machine_that_watches_and_the_doctor_say_it(world, monkeypatch, caps
     assert SAYS in found["disk_full"]["says"]
     assert DO in found["disk_full"]["do"]
     assert Client().get("/readyz").status_code == 200
+
+
+def test_a_disk_that_is_nearly_full_is_told_before_it_is(world, monkeypatch, capsys):
+    world.payer("TAG-ALICE", "alice")
+    world.go_live()
+    world.sync()
+    for name, value in world.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def told():
+        capsys.readouterr()
+        main(["doctor", "--json"])
+        found = {each["code"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+        alerts = {each.code: each for each in conditions(world.config(), world.clock.now())}
+        ready = Client().get("/readyz", headers={"Host": "localhost:8000"}).json()
+        return found, alerts, ready["disk_free_bytes"]
+
+    def has(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+
+    has(10**9)
+    found, alerts, free = told()
+    assert (found["disk_low"]["level"], free) == ("warning", 10**9)
+    assert alerts["disk_low"].says == "The disk of the database is nearly full: 1.0 GB are left."
+    assert "Make room on it" in alerts["disk_low"].do
+    has(10**10)
+    found, alerts, free = told()
+    assert (found["disk"]["level"], free) == ("ok", 10**10)
+    assert "disk_low" not in found.keys() | alerts.keys()
+    # Of a server on another machine nothing is known: its folder might be one here, too.
+    monkeypatch.setitem(connection.settings_dict, "HOST", "db.example.org")
+    assert "disk_low" not in told()[1]
+    assert told()[2] is None
 
 
 def test_a_command_says_it(world, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from django.db.models import F
 
 from ocpp_billing.billing.control import BY_ITSELF
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
+from ocpp_billing.database import LITTLE_ROOM_DO, little_room
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.sync.models import LANES
 
@@ -39,6 +40,7 @@ TITLES = {
     "events_rejected": "Lago rejected usage events",
     "events_turned_up": "Usage events that were given up are in Lago",
     "balance_unexplained": "The balance does not add up",
+    "disk_low": "The disk of the database is nearly full",
     WORKER_GONE: "No worker is running",
 }
 # What the leader judges; that it is gone, others have to notice.
@@ -116,6 +118,7 @@ def conditions(config: Config, now: datetime) -> list[Condition]:
         _rejected(source),
         _turned_up(source, now - TURNED_UP_FOR),
         judge_balance(BalanceProof.objects.filter(source_id=source).order_by("-id").first()),
+        _disk(),
     ]
     return [condition for condition in found if condition is not None]
 
@@ -238,6 +241,12 @@ def _turned_up(source: str, since: datetime) -> Condition | None:
         "Look in Lago whether an invoice counts them. If one does, write a credit note over them: their "
         "sessions were billed by another event, or excluded.",
     )
+
+
+def _disk() -> Condition | None:
+    """The disk is nearly full: once it is full no alert can be written any more."""
+    says = little_room()
+    return None if says is None else Condition("disk_low", says, LITTLE_ROOM_DO)
 
 
 def _count(

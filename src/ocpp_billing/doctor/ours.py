@@ -15,7 +15,14 @@ from ocpp_billing.alerts.channels import channels_of, incomplete
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.config import Config
-from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, has_room
+from ocpp_billing.database import (
+    DISK_IS_FULL,
+    LITTLE_ROOM_DO,
+    MAKE_ROOM,
+    free_bytes,
+    has_room,
+    little_room,
+)
 from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
 from ocpp_billing.effects import effect
 from ocpp_billing.energy import say_kwh
@@ -169,8 +176,20 @@ def look_at_database() -> list[Finding]:
         )
     else:
         found = ok("database", "postgresql", f"PostgreSQL {version} answers and has this version's schema.")
-    full = [] if has_room() else [disk_full()]
-    return [found, *full, *judge_clock("database", theirs, now, now - before)]
+    disk = [*_disk()] if has_room() else [disk_full()]
+    return [found, *disk, *judge_clock("database", theirs, now, now - before)]
+
+
+def _disk() -> Iterable[Finding]:
+    """How much room the database has, where that can be known."""
+    free = free_bytes()
+    if free is None:
+        return
+    says = little_room()
+    if says is not None:
+        yield warning("database", "disk_low", says, LITTLE_ROOM_DO)
+    else:
+        yield ok("database", "disk", f"The disk of the database has {free / 10**9:.1f} GB left.")
 
 
 def disk_full() -> Finding:

@@ -432,6 +432,8 @@ def _ensure_database(socket_folder: Path) -> None:
         ) as connection:
             if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [ROLE]).fetchall():
                 connection.execute(f"CREATE ROLE {ROLE} LOGIN CREATEDB")
+            # Where the database lies: whose disk is nearly full wants to know before it is.
+            connection.execute(f"GRANT pg_read_all_settings TO {ROLE}")
             if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchall():
                 connection.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
     except psycopg.Error as error:

@@ -23,7 +23,7 @@ from ocpp_billing import clock
 from ocpp_billing.api.auth import may_monitor
 from ocpp_billing.api.errors import ApiError, error_response
 from ocpp_billing.billing.balance import counted_balance, last_proof
-from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, has_room
+from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, free_bytes, has_room
 from ocpp_billing.log import get_logger
 from ocpp_billing.metrics import read_metrics
 from ocpp_billing.sync.liveness import worker_alive
@@ -94,6 +94,8 @@ def _details() -> dict[str, Any]:
     worker = worker_alive(source, clock.now())
     proof = last_proof(source)
     return {
+        # None where it cannot be known: the disk of another machine.
+        "disk_free_bytes": free_bytes(),
         "worker": {
             "alive": worker.alive,
             "seen_at": worker.seen_at,
