@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from django.test import Client
 
 from ocpp_billing.accounts.models import AuditEntry, Role, User
 from tests.portal.conftest import PASSWORD, add_person
+from tests.portal.test_password_reset import choose
 
 pytestmark = pytest.mark.django_db
 
@@ -61,6 +63,30 @@ def test_guessing_is_stopped_after_five_attempts_even_with_the_right_password(cl
         sign_in(client, password="not the password")
     answer = sign_in(client)
     assert answer.status_code == 200
+    assert "Too many failed login attempts" in answer.content.decode()
+
+
+def test_what_strangers_type_keeps_nobody_from_going_on_and_a_new_password_lets_in_at_once(
+    signed_in, mailbox
+):
+    here = signed_in(Role.VIEWER, confirmed=False)
+    for number in range(6):
+        sign_in(Client(REMOTE_ADDR=f"192.0.2.{number}"), password="not the password")
+    shut_out = sign_in(Client(REMOTE_ADDR="192.0.2.99"))
+    assert "Too many failed login attempts" in shut_out.content.decode()
+
+    assert here.get("/").status_code == 200
+    assert here.post("/accounts/reauthenticate/", {"password": PASSWORD}).status_code == 302
+    Client().post("/accounts/password/reset/", {"email": "viewer@example.org"})
+    choose(mailbox.links()[0], password="a completely new password")
+    assert sign_in(Client(), password="a completely new password").status_code == 302
+
+
+def test_wrong_passwords_of_somebody_signed_in_are_counted_too(signed_in):
+    here = signed_in(Role.VIEWER, confirmed=False)
+    for _ in range(5):
+        here.post("/accounts/reauthenticate/", {"password": "not the password"})
+    answer = here.post("/accounts/reauthenticate/", {"password": PASSWORD})
     assert "Too many failed login attempts" in answer.content.decode()
 
 

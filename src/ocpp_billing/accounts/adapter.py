@@ -30,9 +30,14 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
         """Never."""
         return False
 
-    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:  # noqa: ARG002
-        """What attempts are counted by: the address alone; allauth counts for each host name by itself."""
-        return str(credentials.get("email") or credentials.get("username") or "").lower()
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
+        """What attempts are counted by: the address alone; allauth counts for each host name by itself.
+
+        Who is signed in and confirms that it is them is counted apart: wrong passwords that strangers type
+        on the sign-in page keep nobody from what wants a confirmation.
+        """
+        email = str(credentials.get("email") or credentials.get("username") or "").lower()
+        return f"signed-in:{email}" if request.user.is_authenticated else email
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Nothing: every letter goes through :mod:`ocpp_billing.accounts.letters`."""
