@@ -74,9 +74,19 @@ def _shown(key: Any, value: Any) -> Any:
     return tuple(_shown(None, inner) for inner in value) if type(value) is tuple else value
 
 
+_UNKNOWN_HOST = re.compile(r"You may need to add .* to ALLOWED_HOSTS\.")
+_KNOWN_HOSTS = "AUTH_URL says under which host people come; a proxy must pass that host on."
+
+
 def without_trace_of_refusals(record: logging.LogRecord) -> bool:
-    """Keep the line of a refused request (403, 404, ...) and leave out where in our code it was refused."""
-    if record.name == "django.request" and record.levelno < logging.ERROR:
+    """Keep the line of a refused request (403, 404, ...) and leave out where in our code it was refused.
+
+    Of a foreign host name Django speaks of a setting of its own; ours is AUTH_URL.
+    """
+    if record.name == "django.security.DisallowedHost":
+        record.msg, record.args = _UNKNOWN_HOST.sub(_KNOWN_HOSTS, record.getMessage()), None
+        record.exc_info = record.exc_text = None
+    elif record.name == "django.request" and record.levelno < logging.ERROR:
         record.exc_info = record.exc_text = None
     return True
 

@@ -133,8 +133,13 @@ def format_breakdown(rows: Sequence[BreakdownRow], dimension: Dimension) -> str:
     return "\n".join([lines[0], ruler, *lines[1:-1], ruler, lines[-1]])
 
 
-def format_stuck(sessions: Sequence[StuckSession]) -> str:
-    """Stuck sessions, three lines each: which, what the evidence says, what can be done."""
+def format_stuck(sessions: Sequence[StuckSession], portal: str) -> str:
+    """Stuck sessions, four lines each: which, what the evidence says, what can be done, and where.
+
+    Args:
+        sessions: the longest stuck first.
+        portal: its address, where readings are entered and sessions excluded.
+    """
     if not sessions:
         return "No session is stuck."
     lines: list[str] = []
@@ -146,7 +151,8 @@ def format_stuck(sessions: Sequence[StuckSession]) -> str:
         if session.mapping == "inactive":
             payer += " (mapping switched off)"
         lines.append(f"{session.steve_id}  {where}, {tag}, {payer}, {since}")
-        lines += [f"    {_evidence_in_words(session)}", f"    {session.says}"]
+        address = f"In the portal: {portal}/sessions/{session.session_id}"
+        lines += [f"    {_evidence_in_words(session)}", f"    {session.says}", f"    {address}"]
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from django.db import connection
 from ocpp_billing.accounts.models import AuditEntry, User
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl
 from ocpp_billing.cli import main
+from ocpp_billing.commands.services import people_come_to
 from ocpp_billing.mappings.models import TagMapping
 from tests.engine.processes import COMMAND, environment, run_command, running, test_database_url
 
@@ -431,9 +432,9 @@ def test_the_first_admin_is_made_once_from_the_environment(command):
         "admin_name": "First",
     }
     try:
-        made = command("create-admin", **admin)
+        made = command("create-admin", **admin, auth_url="")
         assert made.returncode == 0, made.stderr
-        assert "first@example.org created" in made.stdout
+        assert "first@example.org created. Sign in at http://localhost:8000 (AUTH_URL is not" in made.stdout
         before = User.objects.get(email="first@example.org")
         again = command("create-admin", **admin | {"admin_password": "another long password"})
         assert again.returncode == 0
@@ -443,6 +444,14 @@ def test_the_first_admin_is_made_once_from_the_environment(command):
         assert after.check_password("correct horse battery")
     finally:
         User.objects.all().delete()
+
+
+def test_people_come_to_the_port_that_is_listened_on_unless_auth_url_says_otherwise(monkeypatch):
+    monkeypatch.setenv("OCPP_BILLING_ENV_FILE", "")
+    monkeypatch.delenv("AUTH_URL", raising=False)
+    assert people_come_to(9000) == "http://localhost:9000"
+    monkeypatch.setenv("AUTH_URL", "https://billing.example.org")
+    assert people_come_to(9000) == "https://billing.example.org"
 
 
 def test_without_a_terminal_create_admin_names_what_it_lacks(here):

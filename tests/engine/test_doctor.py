@@ -128,15 +128,18 @@ def test_each_payer_that_lago_would_not_bill_is_named(live, doctor):
     live.lago.create_plan("free", metric_code=None)
     live.payer("TAG-CAROL", "carol", plan="free")
     live.map("TAG-DAVE", "nobody")
+    live.payer("TAG-FRANK", "frank")
+    live.lago.terminate("sub-frank")
     live.customer("eve.x")
     live.map("TAG-EVE", "eve.x")
     code, findings = doctor()
     assert code == 1
     contract = [each for each in findings if each["area"] == "contract" and each["level"] == "problem"]
     said = {each["code"]: each["says"] for each in contract}
-    assert said.keys() == {"metric_not_charged", "no_subscription", "dotted_customer"}
+    assert said.keys() == {"metric_not_charged", "no_subscription", "customer_missing", "dotted_customer"}
     assert "customer carol" in said["metric_not_charged"]
-    assert "customer nobody" in said["no_subscription"]
+    assert "Lago has no customer nobody" in said["customer_missing"]
+    assert "customer frank" in said["no_subscription"]
     assert "eve.x" in said["dotted_customer"]
     assert by_code(findings)["mappings"]["says"].startswith("Sessions of 3 payers")
 

@@ -931,6 +931,7 @@ def test_the_list_says_what_each_stuck_session_is_worth_and_what_can_be_done(liv
     assert f"{died}  CP-1 connector 1, tag …LICE, customer alice, stuck since" in text
     assert "8.000 kWh by the last meter value (9.000 kWh)" in text
     assert "energy unknown" in text
+    assert f"In the portal: http://localhost:8000/sessions/{row(died).pk}\n" in text
     assert "TAG-ALICE" not in printed + text
 
 

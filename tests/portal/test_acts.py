@@ -8,6 +8,7 @@ import pytest
 from ocpp_billing.accounts.models import AuditEntry, Role
 from ocpp_billing.billing.models import Ruling
 from ocpp_billing.charging.models import ChargingSession, IdTag, Source
+from ocpp_billing.effects import install_hook
 from ocpp_billing.steve.capabilities import override
 from ocpp_billing.sync.models import SyncRun
 from tests.portal import ledger
@@ -54,6 +55,40 @@ def test_an_act_about_a_session_that_changed_since_it_was_shown_is_shown_again(o
         ChargingSession.objects.filter(pk=session.pk).update(**before)
     assert operator.post(address, {"note": "", "seen": seen}).status_code == 302
     assert Ruling.objects.get().reason == "late_period"
+
+
+@pytest.fixture
+def just_before():
+    """A function: do something just before an effect of that name, once, as another operator would."""
+
+    def install(name, change):
+        def hook(called, phase):
+            if (called, phase) == (name, "before"):
+                install_hook(None)
+                change()
+
+        install_hook(hook)
+
+    yield install
+    install_hook(None)
+
+
+def test_of_two_operators_the_second_orders_nothing_about_what_the_first_has_changed(
+    operator, now, just_before
+):
+    session = ledger.add_session(now, reason="late_period", energy_wh=6_000)
+    address = f"/sessions/{session.pk}/accept"
+    (seen,) = re.findall('name="seen" value="([^"]+)"', operator.get(address).content.decode())
+    rows = ChargingSession.objects.filter(pk=session.pk)
+    just_before("db commit order", lambda: rows.update(reason="implausible"))
+    answer = operator.post(address, {"note": "", "seen": seen})
+    assert answer.status_code == 409
+    assert "The session has changed since this page was made" in text_of(answer)
+    assert not Ruling.objects.exists()
+
+    (seen,) = re.findall('name="seen" value="([^"]+)"', answer.content.decode())
+    assert operator.post(address, {"note": "", "seen": seen}).status_code == 302
+    assert Ruling.objects.get().reason == "implausible"
 
 
 def test_an_exclusion_without_a_note_is_asked_again(operator, now):

@@ -12,6 +12,7 @@ import pytest
 from ocpp_billing.accounts.models import AuditEntry, Role
 from ocpp_billing.billing.models import LagoCustomerRead, LagoSubscription
 from ocpp_billing.charging.models import ChargingSession, IdTag, IdTagParent
+from ocpp_billing.mappings import store
 from ocpp_billing.mappings.models import LagoCustomer, TagMapping
 from tests.caches import clear_caches
 from tests.portal import ledger
@@ -413,6 +414,23 @@ class TestOne:
             (True, mapping.valid_from),
             (False, at),
         ]
+
+    @pytest.mark.parametrize("act", ["switch", "end", "delete", "change"])
+    def test_an_act_about_a_mapping_that_somebody_changed_meanwhile_is_refused(self, signed_in, now, act):
+        mapping = ledger.add_mapping(now, tag="TAG-7")
+        client, address = signed_in(Role.OPERATOR), f"/mappings/{mapping.pk}/{act}"
+        page = client.post(address, draft(customer="other")) if act == "change" else client.get(address)
+        given = hidden(page) | {"do": "save"}
+        assert given["seen"] == mapping.updated_at.isoformat()
+        store.note_mapping(mapping.pk, note="ours since May", by="ben")
+        answer = client.post(address, given, follow=True)
+        assert "The mapping was changed meanwhile. Look at it as it is now." in text_of(answer)
+        mapping.refresh_from_db()
+        assert (mapping.active, mapping.valid_to, TagMapping.objects.count()) == (True, None, 1)
+
+        client.post(f"/mappings/{mapping.pk}/end", hidden(client.get(f"/mappings/{mapping.pk}/end")))
+        mapping.refresh_from_db()
+        assert mapping.valid_to is not None
 
     @pytest.mark.parametrize(("gap", "first"), [("bill", True), ("keep", False)])
     def test_switching_on_asks_about_the_gap_with_its_energy(self, signed_in, now, gap, first):

@@ -219,3 +219,20 @@ def test_a_refused_request_is_one_line_and_a_fault_shows_where(level, traced):
         )
     assert without_trace_of_refusals(record)
     assert bool(record.exc_info) == traced
+
+
+def test_a_foreign_host_name_is_one_line_that_names_our_setting():
+    from django.core.exceptions import DisallowedHost
+
+    def ask():
+        try:
+            raise DisallowedHost(
+                "Invalid HTTP_HOST header: 'evil'. You may need to add 'evil' to ALLOWED_HOSTS."
+            )
+        except DisallowedHost as error:
+            logger = logging.getLogger("django.security.DisallowedHost")
+            logger.log(logging.ERROR, str(error), exc_info=error)
+
+    (line,) = logged(ask).splitlines()
+    assert "Invalid HTTP_HOST header: 'evil'. AUTH_URL says under which host people come" in line
+    assert "ALLOWED_HOSTS" not in line

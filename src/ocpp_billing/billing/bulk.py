@@ -54,6 +54,39 @@ def order_each(seen: Mapping[int, int], order: Callable[[int], None]) -> list[Or
     return outcomes
 
 
+def standing(session: ChargingSession) -> str:
+    """What an order is about: another content, reason or amount would be another order."""
+    return f"{session.revision}.{session.reason}.{at_stake_wh(session)}"
+
+
+class ChangedMeanwhileError(ReviewError):
+    """The session is not what the person saw."""
+
+
+def order_as_seen(session_id: int, seen: str, order: Callable[[], str]) -> str:
+    """Give an order about one session that stands as the person saw it: locked while that is looked at.
+
+    Args:
+        session_id: our number.
+        seen: its :func:`standing` as it was shown.
+        order: of :mod:`billing.review` and its like; asks nobody outside.
+
+    Returns:
+        What the order says.
+
+    Raises:
+        ChangedMeanwhileError: when it stands otherwise; nothing was done.
+        ReviewError: when the order is refused.
+    """
+    with effect("db commit order"), transaction.atomic():
+        session = ChargingSession.objects.select_for_update().get(pk=session_id)
+        if standing(session) != seen:
+            raise ChangedMeanwhileError(
+                f"Session {session.steve_id} has changed meanwhile: look at it again."
+            )
+        return order()
+
+
 def _order(session: ChargingSession, revision: int, order: Callable[[int], None]) -> OrderOutcome:
     refused = None
     if session.revision != revision:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ocpp_billing.commands.ground import DONE, CommandError, Commands, actor, ledger, out
+from ocpp_billing.config import read_environment
 
 if TYPE_CHECKING:
     import argparse
@@ -51,7 +52,7 @@ def create_admin(config: Config, args: argparse.Namespace) -> int:
         except first_admin.CreateAdminError as error:
             raise CommandError("\n".join(error.problems)) from error
     if made:
-        out(f"Admin {user.email} created. Sign in at {config.auth_url}")
+        out(f"Admin {user.email} created. Sign in at {config.auth_url}{_unless_told_otherwise()}")
         return DONE
     changed = [
         what
@@ -63,6 +64,13 @@ def create_admin(config: Config, args: argparse.Namespace) -> int:
     ]
     out(f"Admin {user.email} was there already; {', '.join(changed) or 'nothing was changed'}.")
     return DONE
+
+
+def _unless_told_otherwise() -> str:
+    """What to add to an address that nobody set."""
+    if read_environment().get("AUTH_URL"):
+        return ""
+    return " (AUTH_URL is not set: with another --port of web or up, at that port)"
 
 
 def _asked(prompt: str, variable: str, *, secret: bool = False) -> str:

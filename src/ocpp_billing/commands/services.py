@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from http import HTTPStatus
 from http.client import HTTPConnection
@@ -51,6 +52,11 @@ def _listens(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
 
 
+def people_come_to(port: int) -> str:
+    """AUTH_URL; where nobody set it, this machine at the port that is listened on."""
+    return read_environment().get("AUTH_URL") or f"http://localhost:{port}"
+
+
 def up(config: Config, args: argparse.Namespace) -> int:
     """Everything on one machine: PostgreSQL, migrations, web and worker."""
     from ocpp_billing.embedded.auth_secret import auth_secret
@@ -60,8 +66,7 @@ def up(config: Config, args: argparse.Namespace) -> int:
         raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
     if config.auth_secret is None:
         os.environ["AUTH_SECRET"] = auth_secret(data_dir_of(config))
-    address = read_environment().get("AUTH_URL") or f"http://localhost:{args.port}"
-    os.environ["AUTH_URL"] = address
+    os.environ["AUTH_URL"] = address = people_come_to(args.port)
     with database(config, note):
         set_up_django()
         from django.core.management import call_command
@@ -94,10 +99,11 @@ def web(config: Config, args: argparse.Namespace) -> int:
         raise ConfigError(problems)
     if not port_is_free(args.host, args.port):
         raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
+    os.environ["AUTH_URL"] = address = people_come_to(args.port)
     with ledger(config):
         from ocpp_billing.alerts.watchman import WorkerGuard
 
-        with WorkerGuard(config):
+        with WorkerGuard(dataclasses.replace(config, auth_url=address)):
             uvicorn.run(
                 "ocpp_billing.asgi:application",
                 host=args.host,

@@ -47,7 +47,7 @@ def stuck(config: Config, args: argparse.Namespace) -> int:
         if args.json:
             out_json([session.to_json() for session in sessions])
         else:
-            out(format_stuck(sessions))
+            out(format_stuck(sessions, config.auth_url))
     return DONE
 
 

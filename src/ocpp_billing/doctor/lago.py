@@ -16,7 +16,7 @@ from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.mappings.models import TagMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from ocpp_billing.config import Config
@@ -159,13 +159,7 @@ def look_at_mappings(config: Config, directory: LagoDirectory, now: datetime) ->
         elif chosen.charge.pay_in_advance:
             in_advance.add(chosen.row.plan_code)
     for customer, subscription, why in broken[:MOST_NAMED]:
-        whose = f"customer {customer}" + (f", subscription {subscription}" if subscription else "")
-        yield problem(
-            "contract",
-            str(why.reason),
-            f"Sessions of {whose} would be held: {why.says}.",
-            "Put it right in Lago, or change the mapping; what is held is decided anew by itself.",
-        )
+        yield _not_billed(customer, subscription, why, missing=_is_missing(customer, rows, directory))
     if len(broken) > MOST_NAMED:
         yield problem(
             "contract",
@@ -192,6 +186,28 @@ def look_at_mappings(config: Config, directory: LagoDirectory, now: datetime) ->
             "slash in a customer's external id, so their events are never confirmed.",
             "Give them external ids without one in Lago, and change the mappings.",
         )
+
+
+def _is_missing(customer: str, rows: Mapping[str, list[SubscriptionRow]], directory: LagoDirectory) -> bool:
+    """Whether Lago does not know the customer at all; of one with a dot in the id it cannot be asked."""
+    return not rows[customer] and not _has_dot(customer) and directory.client.customer(customer) is None
+
+
+def _not_billed(customer: str, subscription: str | None, why: NotBilled, *, missing: bool) -> Finding:
+    if missing:
+        return problem(
+            "contract",
+            "customer_missing",
+            f"Lago has no customer {customer}: sessions mapped to it would be held.",
+            "Create the customer in Lago with that external id, or change the mapping.",
+        )
+    whose = f"customer {customer}" + (f", subscription {subscription}" if subscription else "")
+    return problem(
+        "contract",
+        str(why.reason),
+        f"Sessions of {whose} would be held: {why.says}.",
+        "Put it right in Lago, or change the mapping; what is held is decided anew by itself.",
+    )
 
 
 def _has_dot(external_id: str) -> bool:

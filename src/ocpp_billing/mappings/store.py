@@ -157,18 +157,21 @@ def many_mappings(source: str) -> Iterator[set[int]]:
         ask_again_for_tags(cursor, sorted(tags))
 
 
-def end_mapping(mapping_id: int, *, at: datetime, by: str, user: User | None = None) -> TagMapping:
+def end_mapping(
+    mapping_id: int, *, at: datetime, seen: datetime | None = None, by: str, user: User | None = None
+) -> TagMapping:
     """End a mapping: sessions that start at ``at`` or later are not paid for by it.
 
-    What Lago was sent stays where it was sent, also when ``at`` lies in the past.
+    What Lago was sent stays where it was sent, also when ``at`` lies in the past. ``seen`` is the
+    ``updated_at`` of the mapping as the person saw it.
 
     Raises:
         TagMapping.DoesNotExist: when there is none of that number.
         MappingError: when it would end before it begins.
-        MappingConflictError: when it ends earlier already.
+        MappingConflictError: when it ends earlier already, or was changed since it was seen.
     """
     with _changing() as cursor:
-        mapping = _locked(mapping_id)
+        mapping = _locked(mapping_id, seen)
         before = _snapshot(mapping)
         if at <= mapping.valid_from:
             raise MappingError(
@@ -188,6 +191,7 @@ def switch_mapping(
     active: bool,
     at: datetime,
     bill_gap: bool | None = None,
+    seen: datetime | None = None,
     by: str,
     user: User | None = None,
 ) -> TagMapping:
@@ -202,6 +206,7 @@ def switch_mapping(
         at: from when.
         bill_gap: only when switching on: True = the interval that was off counts as on from its
             beginning; False = it stays off until ``at``.
+        seen: ``updated_at`` of the mapping as the person saw it; None = whatever it is now.
         by: who does it, for the audit.
         user: their account, if any.
 
@@ -211,10 +216,10 @@ def switch_mapping(
     Raises:
         TagMapping.DoesNotExist: when there is none of that number.
         MappingError: when ``at`` lies outside the mapping, or the gap was not spoken about.
-        MappingConflictError: when it is on (or off) already.
+        MappingConflictError: when it is on (or off) already, or was changed since it was seen.
     """
     with _changing() as cursor:
-        mapping = _locked(mapping_id)
+        mapping = _locked(mapping_id, seen)
         before = _snapshot(mapping)
         if mapping.active == active:
             raise MappingConflictError(f"The mapping is {'active' if active else 'switched off'} already.")
@@ -243,6 +248,7 @@ def change_mapping(
     customer: str,
     subscription: str | None,
     verified: bool = True,
+    seen: datetime | None = None,
     by: str,
     user: User | None = None,
 ) -> TagMapping:
@@ -257,6 +263,7 @@ def change_mapping(
         customer: Lago's external customer id.
         subscription: Lago's external subscription id; None = the customer's only one.
         verified: whether Lago was asked and knows both.
+        seen: ``updated_at`` of the mapping as the person saw it; None = whatever it is now.
         by: who does it, for the audit.
         user: their account, if any.
 
@@ -266,11 +273,12 @@ def change_mapping(
     Raises:
         TagMapping.DoesNotExist: when there is none of that number.
         MappingError: when something is malformed or ``at`` lies after its end.
-        MappingConflictError: when history would be rewritten, or nothing would change.
+        MappingConflictError: when history would be rewritten, nothing would change, or the mapping was
+            changed since it was seen.
     """
     customer, subscription = _payer(customer, subscription)
     with _changing() as cursor:
-        mapping = _locked(mapping_id)
+        mapping = _locked(mapping_id, seen)
         before = _snapshot(mapping)
         if (mapping.customer_external_id, mapping.subscription_external_id) == (customer, subscription):
             raise MappingConflictError("The mapping leads there already: nothing would change.")
@@ -323,14 +331,17 @@ def note_mapping(mapping_id: int, *, note: str, by: str, user: User | None = Non
         return mapping
 
 
-def verify_mapping(mapping_id: int, *, by: str, user: User | None = None) -> TagMapping:
+def verify_mapping(
+    mapping_id: int, *, seen: datetime | None = None, by: str, user: User | None = None
+) -> TagMapping:
     """Write down that Lago was asked and knows the customer and the subscription of a mapping.
 
     Raises:
         TagMapping.DoesNotExist: when there is none of that number.
+        MappingConflictError: when it was changed since it was ``seen``, and leads elsewhere perhaps.
     """
     with _changing():
-        mapping = _locked(mapping_id)
+        mapping = _locked(mapping_id, seen)
         mapping.verified = True
         mapping.save(update_fields=["verified", "updated_at"])
         audit.record(
@@ -349,15 +360,18 @@ def has_events(mapping_id: int) -> bool:
     return _events(mapping_id).exclude(state="void").exists()
 
 
-def delete_mapping(mapping_id: int, *, by: str, user: User | None = None) -> None:
+def delete_mapping(
+    mapping_id: int, *, seen: datetime | None = None, by: str, user: User | None = None
+) -> None:
     """Remove a mapping that never led to a usage event. The audit keeps what it was.
 
     Raises:
         TagMapping.DoesNotExist: when there is none of that number.
-        MappingConflictError: when an event exists: it must stay explainable, so the mapping is ended.
+        MappingConflictError: when an event exists (it must stay explainable, so the mapping is ended), or
+            it was changed since it was ``seen``.
     """
     with _changing() as cursor:
-        mapping = _locked(mapping_id)
+        mapping = _locked(mapping_id, seen)
         # First the sessions, then the mapping: a decision that is being written either is finished and
         # seen below, or finds its session asked anew and starts over. It never points at what is gone.
         ask_again(cursor, _UNDECIDED_OF_FAMILY, {"tag_ids": [mapping.id_tag_id]})
@@ -400,11 +414,19 @@ def _check_interval(valid_from: datetime, valid_to: datetime | None) -> None:
         raise MappingError("The mapping ends before it begins: valid_to must be after valid_from.")
 
 
-def _locked(mapping_id: int) -> TagMapping:
+def _locked(mapping_id: int, seen: datetime | None = None) -> TagMapping:
+    """The mapping, which nobody else changes now.
+
+    Raises:
+        MappingConflictError: when it was changed after the instant at which the person has seen it.
+    """
     # NO KEY: a decision that is being written refers to the mapping, and must not wait for us while we
     # wait for its session.
     mappings = TagMapping.objects.select_for_update(of=("self",), no_key=True).select_related("id_tag")
-    return mappings.get(pk=mapping_id)
+    mapping = mappings.get(pk=mapping_id)
+    if seen is not None and mapping.updated_at != seen:
+        raise MappingConflictError("The mapping was changed meanwhile. Look at it as it is now.")
+    return mapping
 
 
 def _events(mapping_id: int) -> QuerySet[Any]:

@@ -24,7 +24,7 @@ from django.views.decorators.http import require_http_methods
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
-from ocpp_billing.billing.bulk import at_stake_wh
+from ocpp_billing.billing.bulk import ChangedMeanwhileError, at_stake_wh, order_as_seen, standing
 from ocpp_billing.billing.closing import (
     ClosingError,
     close_in_steve,
@@ -269,16 +269,23 @@ def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse
         return _show(request, session, chosen, None, back, status=409)
     if request.method == "GET":
         return _ask(request, session, chosen, back)
-    if request.POST.get("seen", standing(session)) != standing(session):
-        refused = [_("The session has changed since this page was made. Look at it as it is now.")]
-        return _ask(request, session, chosen, back, refused=refused, status=409)
+    seen = request.POST.get("seen", standing(session))
+    if seen != standing(session):
+        return _ask_anew(request, session, chosen, back)
+    return _order(request, session, chosen, back, seen)
+
+
+def _order(request: HttpRequest, session: ChargingSession, chosen: Act, back: str, seen: str) -> HttpResponse:
+    """Take the form, and do what it says if the session still stands as it was seen."""
     form = FORMS[chosen](request.POST)
     context: dict[str, Any] = {}
     if form.is_valid():
         if chosen is Act.READING and not _is_seen(session, form, context):
             return _show(request, session, chosen, form, back, **context)
         try:
-            says = _carry_out(session, chosen, form.cleaned_data, person(request))
+            says = _carry_out(session, chosen, form.cleaned_data, person(request), seen)
+        except ChangedMeanwhileError:
+            return _ask_anew(request, find_session(session.pk), chosen, back)
         except REFUSALS as error:
             form.add_error(None, str(error))
         else:
@@ -289,9 +296,12 @@ def session_act(request: HttpRequest, session_id: int, act: str) -> HttpResponse
     return _show(request, session, chosen, form, back, status=422, **context)
 
 
-def standing(session: ChargingSession) -> str:
-    """What an order is about: another content, reason or amount would be another order."""
-    return f"{session.revision}.{session.reason}.{at_stake_wh(session)}"
+def _ask_anew(request: HttpRequest, session: ChargingSession, act: Act, back: str) -> HttpResponse:
+    """The form for what the session is now, when it is not what was shown."""
+    if act not in acts_of([session], closable=can_close_in_steve())[session.pk]:
+        return _show(request, session, act, None, back, status=409)
+    refused = [_("The session has changed since this page was made. Look at it as it is now.")]
+    return _ask(request, session, act, back, refused=refused, status=409)
 
 
 def _ask(
@@ -396,13 +406,18 @@ def _preview_close(session: ChargingSession) -> ClosePreview:
         return preview_close(settings.CONFIG, steve, session)
 
 
-def _carry_out(session: ChargingSession, act: Act, given: dict[str, Any], user: User) -> str:
-    """Do it; returns what was done, in a sentence.
+def _carry_out(session: ChargingSession, act: Act, given: dict[str, Any], user: User, seen: str) -> str:
+    """Do it, if the session still stands as it was ``seen``; returns what was done, in a sentence.
 
     Raises:
+        ChangedMeanwhileError: when it does not.
         ReviewError: and whatever else :data:`REFUSALS` names, when it cannot be done.
     """
-    done = _DO[act](session, given, user)
+    if act in _LOCK_THEMSELVES:
+        done = _DO[act](session, given, user)
+    else:
+        given = given | {"verified": _verified(given)} if act is Act.ASSIGN else given
+        done = order_as_seen(session.pk, seen, lambda: _DO[act](session, given, user))
     named = _("Session %(id)s") % {"id": session.steve_id}
     return done or was_done(act, named)
 
@@ -422,8 +437,12 @@ def _credit(session: ChargingSession, given: dict[str, Any], user: User) -> str:
     return ""
 
 
+def _verified(given: dict[str, Any]) -> bool:
+    """Whether Lago knows whoever shall pay; asked before anything is locked."""
+    return verify_payer(settings.CONFIG, given["customer"].strip(), given["subscription"].strip() or None)
+
+
 def _assign(session: ChargingSession, given: dict[str, Any], user: User) -> str:
-    verified = verify_payer(settings.CONFIG, given["customer"].strip(), given["subscription"].strip() or None)
     review.assign(
         session.pk,
         customer=given["customer"],
@@ -433,7 +452,7 @@ def _assign(session: ChargingSession, given: dict[str, Any], user: User) -> str:
         user=user,
     )
     done = was_done(Act.ASSIGN, _("Session %(id)s") % {"id": session.steve_id})
-    if verified:
+    if given["verified"]:
         return done
     return f"{done} " + _("Lago could not be asked whether it knows that customer; the next run will see.")
 
@@ -490,3 +509,6 @@ _DO: dict[Act, Callable[[ChargingSession, dict[str, Any], User], str]] = {
     Act.READING: _read,
     Act.RETRY: _retry,
 }
+# Closing asks StEvE, and nothing is locked while somebody outside is asked: it compares by itself. That a tag
+# is the same one is an order about the tag, which is locked before its sessions.
+_LOCK_THEMSELVES = (Act.CLOSE, Act.ACKNOWLEDGE)

@@ -20,7 +20,7 @@ from ocpp_billing.mappings.preview import preview_mapping
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.format import stamp
-from ocpp_billing.portal.mapping_form import find_mapping, group_rows, read_local
+from ocpp_billing.portal.mapping_form import find_mapping, group_rows, read_local, seen_at
 from ocpp_billing.portal.mappings import month_start
 from ocpp_billing.portal.sync_now import ask_for_run
 
@@ -109,7 +109,13 @@ def mapping_switch(request: HttpRequest, mapping_id: int) -> HttpResponse:
             return redirect("portal:mapping_switch", found.pk)
         try:
             switched = store.switch_mapping(
-                found.pk, active=active, at=_posted_instant(request), bill_gap=gap, by=user.email, user=user
+                found.pk,
+                active=active,
+                at=_posted_instant(request),
+                bill_gap=gap,
+                seen=seen_at(request),
+                by=user.email,
+                user=user,
             )
         except MappingError as error:
             messages.error(request, str(error))
@@ -137,7 +143,9 @@ def mapping_end(request: HttpRequest, mapping_id: int) -> HttpResponse:
     user = person(request)
     if request.method == "POST":
         try:
-            ended = store.end_mapping(found.pk, at=_posted_instant(request), by=user.email, user=user)
+            ended = store.end_mapping(
+                found.pk, at=_posted_instant(request), seen=seen_at(request), by=user.email, user=user
+            )
         except MappingError as error:
             messages.error(request, str(error))
             return redirect("portal:mapping_end", found.pk)
@@ -182,7 +190,7 @@ def mapping_delete(request: HttpRequest, mapping_id: int) -> HttpResponse:
     user = person(request)
     if request.method == "POST":
         try:
-            store.delete_mapping(found.pk, by=user.email, user=user)
+            store.delete_mapping(found.pk, seen=seen_at(request), by=user.email, user=user)
         except MappingError as error:
             messages.error(request, str(error))
             return redirect("portal:mapping", found.pk)
@@ -223,8 +231,12 @@ def mapping_verify(request: HttpRequest, mapping_id: int) -> HttpResponse:
         messages.error(request, _("%(why)s Change who pays.") % {"why": error})
         return redirect("portal:mapping", mapping_id)
     if known:
-        store.verify_mapping(found.pk, by=user.email, user=user)
-        messages.success(request, _("Lago knows the customer and the subscription."))
+        try:
+            store.verify_mapping(found.pk, seen=found.updated_at, by=user.email, user=user)
+        except MappingError as error:
+            messages.error(request, str(error))
+        else:
+            messages.success(request, _("Lago knows the customer and the subscription."))
     else:
         messages.warning(request, _("Lago still cannot be asked. Try again in a minute."))
     return redirect("portal:mapping", mapping_id)

@@ -7,6 +7,7 @@ only fetch the same page sooner and put parts of it in place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -41,8 +42,6 @@ from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.wording import STATES, of_reason
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from django.http import HttpRequest, HttpResponse
 
     from ocpp_billing.accounts.models import User
@@ -303,6 +302,19 @@ class _Draft:
         }
 
 
+def seen_at(request: HttpRequest) -> datetime | None:
+    """When the mapping had last been changed as the posted page showed it; None = the page did not say.
+
+    Raises:
+        MappingError: when that is no instant.
+    """
+    text = request.POST.get("seen", "")
+    try:
+        return datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise MappingError(_("The page was not understood: look at the mapping again.")) from None
+
+
 def _frozen(request: HttpRequest) -> Proposal:
     """What was previewed, as the preview's own form sends it.
 
@@ -359,6 +371,7 @@ def mapping_change(request: HttpRequest, mapping_id: int) -> HttpResponse:
                 customer=proposal.customer,
                 subscription=proposal.subscription,
                 verified=verify_payer(settings.CONFIG, proposal.customer, proposal.subscription),
+                seen=seen_at(request),
                 by=user.email,
                 user=user,
             )
