@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ocpp_billing import __version__
 from ocpp_billing.commands.ground import FAILED, USAGE, CommandError, Commands, note
 from ocpp_billing.config import Config, ConfigError, load_config
-from ocpp_billing.embedded.database import OutdatedSchemaError
 from ocpp_billing.embedded.postgres import EmbeddedPostgresError
 from ocpp_billing.log import configure_logging
+from ocpp_billing.schema import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             note(problem)
         return USAGE
-    except (CommandError, EmbeddedPostgresError, OutdatedSchemaError) as error:
+    except (CommandError, EmbeddedPostgresError, SchemaError) as error:
         note(str(error))
         return FAILED
     except KeyboardInterrupt:

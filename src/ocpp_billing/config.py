@@ -281,13 +281,15 @@ class Config:
     billing_start: str | None = _option(
         _instant,
         None,
-        "Live from this instant; unset = shadow mode until an admin goes live",
+        "Live from this instant, whatever was chosen in the portal (an earlier one bills what the later one "
+        "excluded; without it again, billing goes on); never set = shadow mode until an admin goes live",
         group="Billing",
     )
     late_policy: Literal["hold", "current_period"] = _option(
         _choice("hold", "current_period"),
         "hold",
-        "What becomes of a session whose billing period is closed already",
+        "What becomes of a session whose billing period is closed already: hold = a person decides, "
+        "current_period = it is billed in the open one",
         group="Billing",
     )
     max_session_kwh: Decimal = _option(
@@ -367,7 +369,7 @@ class Config:
         _webhook_url, None, "Address that alerts are posted to; needs ALERT_WEBHOOK_SECRET", group="Alerts"
     )
     alert_webhook_secret: str | None = _option(
-        _secret, None, "Signs alerts to the webhook (HMAC-SHA256)", group="Alerts"
+        _secret, None, "Signs alerts to the webhook (HMAC-SHA256); 32 characters or more", group="Alerts"
     )
     alert_held_days: int = _option(
         _integer(1, 3650),
@@ -407,7 +409,7 @@ class Config:
     auth_secret: str | None = _option(
         _secret,
         None,
-        "Signs sessions and tokens; `ocpp-billing up` makes one, `web` alone requires it",
+        "Signs sessions and tokens, 32 characters or more; `ocpp-billing up` makes one, `web` alone needs it",
         group="Web",
     )
     auth_url: str = _option(
@@ -418,9 +420,17 @@ class Config:
     )
 
     log_level: str = _option(
-        _choice("debug", "info", "warning", "error"), "info", "Least level that is logged", group="Logs"
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "Least level that is logged: debug, info, warning or error",
+        group="Logs",
     )
-    log_format: str = _option(_choice("console", "json"), "console", "How a log line looks", group="Logs")
+    log_format: str = _option(
+        _choice("console", "json"),
+        "console",
+        "How a log line looks: console (for people) or json",
+        group="Logs",
+    )
 
     @property
     def timezone(self) -> ZoneInfo:

@@ -12,7 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.balance import prove_balance
+from ocpp_billing.embedded.database import set_up_schema
 from ocpp_billing.portal import monitoring
+from ocpp_billing.schema import SchemaError, migrate
 from ocpp_billing.sync.models import SyncStep
 from tests.portal import ledger
 
@@ -116,11 +118,30 @@ def test_not_ready_while_the_schema_is_of_another_version(client):
     assert "ocpp-billing migrate" in response.json()["problem"]
 
 
+def test_not_ready_on_the_schema_of_a_newer_version(client):
+    MigrationRecorder.Migration.objects.create(app="billing", name="9999_of_the_future")
+
+    response = client.get("/readyz")
+
+    assert response.status_code == 503
+    assert "newer version" in response.json()["problem"]
+    assert "migrate" not in response.json()["problem"]
+
+
+def test_nothing_starts_on_the_schema_of_a_newer_version_nor_changes_it(client):
+    MigrationRecorder.Migration.objects.create(app="billing", name="9999_of_the_future")
+
+    with pytest.raises(SchemaError, match="restore the backup"):
+        set_up_schema(embedded=True)
+    with pytest.raises(SchemaError, match="restore the backup"):
+        migrate(verbosity=0)
+
+
 def test_not_ready_while_the_database_is_away(client, monkeypatch):
     def away():
         raise OperationalError("connection to 10.0.0.7 refused")
 
-    monkeypatch.setattr(monitoring, "missing_migrations", away)
+    monkeypatch.setattr(monitoring, "find_schema_error", away)
 
     response = client.get("/readyz")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -51,15 +52,34 @@ def program(name, *arguments):
     assert done.returncode == 0, done.stderr
 
 
+def migrate_twice_at_once(database):
+    """As the web and the worker do, when the machine starts."""
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(run_command, "migrate", settings={"DATABASE_URL": database}) for _ in range(2)]
+    assert [each.result().returncode for each in both] == [0, 0]
+
+
 @contextmanager
-def restored(dump):
-    """The address of a new database with the dump in it."""
+def restored(dump, *, over_a_schema=False):
+    """The address of a new database with the dump in it; the embedded one has its schema by then."""
     with psycopg.connect(test_database_url(), autocommit=True) as server:
         server.execute(f"DROP DATABASE IF EXISTS {RESTORED} WITH (FORCE)")
         server.execute(f"CREATE DATABASE {RESTORED} TEMPLATE template0")
         try:
+            if over_a_schema:
+                migrate_twice_at_once(address_of(RESTORED))
+                program(
+                    "psql",
+                    address_of(RESTORED),
+                    "--command=DROP SCHEMA public CASCADE",
+                    "--command=CREATE SCHEMA public",
+                )
             program(
-                "pg_restore", "--no-owner", "--exit-on-error", f"--dbname={address_of(RESTORED)}", str(dump)
+                "pg_restore",
+                "--single-transaction",
+                "--no-owner",
+                f"--dbname={address_of(RESTORED)}",
+                str(dump),
             )
             yield address_of(RESTORED)
         finally:
@@ -84,7 +104,7 @@ def test_a_dump_of_yesterday_is_restored_adopted_and_nothing_is_billed_twice(liv
     events = live.lago_events()
     new = live.session("TAG-BOB", "CP-2", energy_wh=8)
 
-    with restored(dump) as database:
+    with restored(dump, over_a_schema=True) as database:
         settings = live.environment() | {"DATABASE_URL": database}
 
         def command(*arguments):

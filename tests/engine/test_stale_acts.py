@@ -97,6 +97,21 @@ def test_adopting_ends_its_own_pause_and_that_of_unknown_events_only(world):
     assert control.resume_after_adopting(world.config(), by="test").pause_reason == RESTORED
 
 
+def test_adopting_before_going_live_leaves_no_pause_behind(world):
+    by_itself(world, control.ADOPTING)
+    assert (status(world).mode, status(world).paused_by) == ("shadow", control.BY_ITSELF)
+    assert control.resume_after_adopting(world.config(), by="test").mode == "shadow"
+    world.go_live()
+    assert status(world).mode == "live"
+
+
+def test_a_pause_before_going_live_is_shown_and_counts_from_then_on(world):
+    world.pause("the mappings are not complete")
+    assert status(world).mode == "shadow"
+    world.go_live()
+    assert (status(world).mode, status(world).pause_reason) == ("paused", "the mappings are not complete")
+
+
 def test_a_cause_that_comes_during_a_persons_pause_is_told_once_and_ends_with_it(world):
     world.go_live()
     world.pause("a look at the mappings")

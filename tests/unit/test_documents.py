@@ -94,7 +94,11 @@ def typed_commands(text):
     for block in re.findall(r"(?m)^ *```sh\n(.*?)^ *```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            starts = [number for number, word in enumerate(words) if Path(word).name == "ocpp-billing"]
+            starts = [
+                number
+                for number, word in enumerate(words)
+                if Path(word).name == "ocpp-billing" and words[number - 1] != "-u"
+            ]
             in_container = re.match(r"docker compose run (?:--rm )?(?:app|sync-worker) (.+)", " ".join(words))
             if in_container:
                 yield shlex.split(in_container[1])

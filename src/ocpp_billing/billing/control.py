@@ -49,7 +49,7 @@ class DeliveryStatus:
         mode: ``live``, ``shadow`` (nothing is sent yet) or ``paused``.
         live_from: sessions that stopped before are excluded; None in shadow mode.
         from_environment: ``BILLING_START`` decides, not a person.
-        paused_at: since when it is paused.
+        paused_at: since when it is paused; in shadow mode, too, where that counts as soon as it is live.
         paused_by: by whom; :data:`BY_ITSELF` when it stopped by itself.
         pause_reason: why, and what to do.
     """
@@ -71,13 +71,9 @@ def status_of(config: Config, control: DeliveryControl | None) -> DeliveryStatus
     """The same of a row that was read already; None = there is none yet."""
     start = config.billing_start_at
     live_from = start or (control.live_from if control else None)
-    if live_from is None:
-        return DeliveryStatus("shadow", None, from_environment=False)
-    if control is not None and control.paused_at is not None:
-        return DeliveryStatus(
-            "paused", live_from, start is not None, control.paused_at, control.paused_by, control.pause_reason
-        )
-    return DeliveryStatus("live", live_from, start is not None)
+    pause = (control.paused_at, control.paused_by, control.pause_reason) if control else (None, None, None)
+    mode: Mode = "shadow" if live_from is None else "live" if pause[0] is None else "paused"
+    return DeliveryStatus(mode, live_from, start is not None, *pause)
 
 
 def apply_billing_start(config: Config) -> None:
@@ -100,8 +96,8 @@ def go_live(config: Config, live_from: datetime, *, by: str, user: User | None =
     start = config.billing_start_at
     if start is not None:
         raise ControlError(
-            f"BILLING_START is set in the environment ({start.isoformat()}), so billing is live from there. "
-            "Remove it to choose the date here."
+            f"BILLING_START is set in the environment ({start.isoformat()}), so billing is live from there: "
+            "another date is set there, too, and the worker started anew."
         )
     with effect("db commit go live"), transaction.atomic():
         control = _locked(config.steve_source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ def add_commands(commands: Commands) -> None:
     added = commands.add(
         "create-admin",
         create_admin,
-        "create the first admin, from ADMIN_EMAIL, ADMIN_PASSWORD and ADMIN_NAME or prompts",
+        "create the first admin, from ADMIN_EMAIL, ADMIN_PASSWORD and ADMIN_NAME, or prompts",
         "Safe to repeat: an admin who is there already is left as is.",
     )
     added.add_argument("--reset-password", action="store_true", help="set an existing admin's password anew")
@@ -33,10 +32,11 @@ def add_commands(commands: Commands) -> None:
 
 
 def create_admin(config: Config, args: argparse.Namespace) -> int:
-    """Create the first admin from the environment or prompts."""
-    email = os.environ.get("ADMIN_EMAIL") or _asked("E-mail: ", "ADMIN_EMAIL")
-    name = os.environ.get("ADMIN_NAME") or _asked("Name: ", "ADMIN_NAME")
-    password = os.environ.get("ADMIN_PASSWORD") or _asked("Password: ", "ADMIN_PASSWORD", secret=True)
+    """Create the first admin from the environment, ``.env`` or prompts."""
+    given = read_environment()
+    email = given.get("ADMIN_EMAIL") or _asked("E-mail: ", "ADMIN_EMAIL")
+    name = given.get("ADMIN_NAME") or _asked("Name: ", "ADMIN_NAME")
+    password = given.get("ADMIN_PASSWORD") or _asked("Password: ", "ADMIN_PASSWORD", secret=True)
     with ledger(config):
         from ocpp_billing.accounts import first_admin
 

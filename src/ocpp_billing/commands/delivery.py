@@ -134,11 +134,13 @@ def adopt(config: Config, _args: argparse.Namespace) -> int:
         for name in adoption.orphans[:20]:
             note(f"without a session in StEvE: {name}")
         status = control.resume_after_adopting(config, by=actor())
-        if status.mode == "paused":
+        if status.paused_at is not None:
             out(
                 f"Delivery stays paused by {status.paused_by}: {status.pause_reason} "
                 "Go on with: ocpp-billing resume"
             )
+        elif status.mode == "shadow":
+            out("What Lago holds is billed. Nothing else is sent before going live: ocpp-billing go-live")
         else:
             out("Delivery goes on with the next synchronization.")
     return DONE

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from ocpp_billing import clock
 from ocpp_billing.commands.ground import DONE, FAILED, Commands, ledger, out, out_json
 from ocpp_billing.config import Config, ConfigError, read_environment
-from ocpp_billing.embedded.database import OutdatedSchemaError, data_dir_of
+from ocpp_billing.embedded.database import data_dir_of
 from ocpp_billing.embedded.errors import EmbeddedPostgresError
 from ocpp_billing.embedded.postgres import running_url
+from ocpp_billing.schema import SchemaError
 
 if TYPE_CHECKING:
     import argparse
@@ -110,8 +111,8 @@ def _ledger(config: Config) -> Iterator[Finding | None]:
     opened = ledger(config)
     try:
         opened.__enter__()
-    except OutdatedSchemaError as error:
-        in_the_way = problem("database", "schema_outdated", str(error), "Run: ocpp-billing migrate")
+    except SchemaError as error:
+        in_the_way = problem("database", error.code, error.says, error.do)
     except EmbeddedPostgresError as error:
         in_the_way = problem("database", "unusable", str(error), "See above.")
     except Exception as error:

@@ -21,6 +21,7 @@ from ocpp_billing.commands.ground import (
 )
 from ocpp_billing.config import Config, ConfigError, read_environment
 from ocpp_billing.embedded.database import data_dir_of, database
+from ocpp_billing.schema import migrate as bring_up_to_date
 
 if TYPE_CHECKING:
     import argparse
@@ -131,9 +132,7 @@ def migrate(config: Config, _args: argparse.Namespace) -> int:
     """Bring the database's schema up to date."""
     with database(config, note):
         set_up_django()
-        from django.core.management import call_command
-
-        call_command("migrate", interactive=False, verbosity=1)
+        bring_up_to_date(verbosity=1)
     return DONE
 
 

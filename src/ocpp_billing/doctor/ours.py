@@ -231,10 +231,11 @@ def look_at_worker(config: Config, now: datetime) -> list[Finding]:
 def _delivery(config: Config) -> Finding:
     status = control.read_status(config)
     if status.mode == "shadow":
+        paused = "" if status.paused_at is None else f" It is paused, too: {status.pause_reason}"
         return warning(
             "worker",
             "shadow",
-            "Shadow mode: nothing is sent to Lago.",
+            f"Shadow mode: nothing is sent to Lago.{paused}",
             "Look at what would be billed and go live: ocpp-billing go-live --from DATE",
         )
     if status.mode == "paused":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ocpp_billing.embedded.keeper import Keeper
 from ocpp_billing.embedded.postgres import EmbeddedPostgres, default_data_dir, running_url
+from ocpp_billing.schema import NEWER, find_schema_error, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,21 +62,11 @@ def set_up_schema(*, embedded: bool) -> None:
     The embedded database is ours, so it is migrated without asking; a given one only by ``migrate``.
 
     Raises:
-        OutdatedSchemaError: when a given database is behind the code.
+        SchemaError: when a given database is behind the code, or any is ahead of it.
     """
-    from django.core.management import call_command
-    from django.db import connection
-    from django.db.migrations.executor import MigrationExecutor
-
-    executor = MigrationExecutor(connection)
-    if not executor.migration_plan(executor.loader.graph.leaf_nodes()):
+    error = find_schema_error()
+    if error is None:
         return
-    if not embedded:
-        raise OutdatedSchemaError(
-            "The database has not been set up for this version. Run: ocpp-billing migrate"
-        )
-    call_command("migrate", interactive=False, verbosity=0)
-
-
-class OutdatedSchemaError(Exception):
-    """The database's schema is not the one of this version; says what to run."""
+    if error.code == NEWER or not embedded:
+        raise error
+    migrate(verbosity=0)

@@ -6,14 +6,11 @@ whoever bears a token.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
-from django.db import DatabaseError, connection
-from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.recorder import MigrationRecorder
+from django.db import DatabaseError
 from django.http import HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -26,6 +23,7 @@ from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.database import DISK_IS_FULL, MAKE_ROOM, free_bytes, has_room
 from ocpp_billing.log import get_logger
 from ocpp_billing.metrics import read_metrics
+from ocpp_billing.schema import find_schema_error
 from ocpp_billing.sync.liveness import worker_alive
 
 if TYPE_CHECKING:
@@ -46,8 +44,8 @@ def readyz(request: HttpRequest) -> HttpResponse:
     """200 when the database answers, has the schema of this version and can be written, else 503."""
     try:
         problem = None
-        if missing_migrations():
-            problem = "The database has another schema. Run: ocpp-billing migrate"
+        if (error := find_schema_error()) is not None:
+            problem = str(error)
         elif not has_room():
             problem = f"{DISK_IS_FULL} {MAKE_ROOM}"
         ready = problem is None
@@ -75,18 +73,6 @@ def metrics(request: HttpRequest) -> HttpResponse:
     except DatabaseError as error:
         log.warning("database away", action="metrics.database", error=type(error).__name__)
         return error_response(503, "database_unreachable", "The database does not answer.")
-
-
-def missing_migrations() -> list[str]:
-    """Migrations of this version that the database has not seen, such as ``billing.0003_x``."""
-    applied = MigrationRecorder(connection).applied_migrations()
-    return [f"{app}.{name}" for app, name in _migrations_of_this_version() if (app, name) not in applied]
-
-
-@cache
-def _migrations_of_this_version() -> list[tuple[str, str]]:
-    """Read once: the files do not change while the process lives."""
-    return sorted(MigrationLoader(None, ignore_no_migrations=True).disk_migrations)
 
 
 def _details() -> dict[str, Any]:
