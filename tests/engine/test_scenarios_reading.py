@@ -522,6 +522,57 @@ def test_row_28_a_hole_of_27678_ids_is_crossed_in_one_cycle_with_at_most_six_cal
     live.assert_conserved()
 
 
+def ids_asked(world):
+    """The ids that StEvE was asked for since the log was emptied."""
+    queries = [parse_qs(urlsplit(path).query) for path in world.steve_calls("transactionPk")]
+    return {int(number) for query in queries for number in query["transactionPk"][0].split(",")}
+
+
+@pytest.mark.parametrize(("release", "width"), [("3.7.1", 2), ("3.7.1", 27_678), ("3.14.1", 2)])
+def test_row_28_a_hole_that_the_watch_has_jumped_over_is_crossed_by_the_next_full_run(live, width):
+    live.session("TAG-ALICE", energy_wh=1_000)
+    for connector in (2, 3, 4):  # so many that the watch of 3.7 reads the active list
+        live.start("TAG-BOB", "CP-2", connector, at=HOUR)
+    live.sync()
+    last = Source.objects.get().highest_id
+    live.steve.skip_ids(width)
+    beyond = live.start("TAG-BOB", "CP-3", at=timedelta(minutes=5))
+    live.clock.advance(HOUR)
+    live.watch()
+    assert Source.objects.get().highest_id == beyond
+    live.steve.requests.clear()
+    live.sync()
+    assert ids_asked(live) >= {last + 1, beyond - 1}
+    for _ in range(3):  # and that is that
+        live.clock.advance(HOUR)
+        live.sync()
+    live.steve.requests.clear()
+    live.sync()
+    assert not ids_asked(live) & {last + 1, beyond - 1}
+
+
+@pytest.mark.parametrize(
+    ("release", "width"), [("3.7.1", 3), ("3.7.1", 27_678), ("3.14.1", 80), ("3.14.1", 27_678)]
+)
+def test_row_28_a_run_that_is_cut_off_at_a_hole_goes_on_there(live, width):
+    live.session("TAG-ALICE", energy_wh=1_000)
+    live.sync()
+    live.steve.skip_ids(width)
+    in_hole = live.start("TAG-BOB", "CP-3", at=timedelta(minutes=5)) - 2
+    live.steve.add_fault(Fault("status", path=rf"transactionPk=([0-9]+,)*{in_hole}\b", times=1))
+    for _ in range(5):  # 3.7 is asked for one of them in each cycle
+        live.clock.advance(HOUR)
+        live.steve.requests.clear()
+        if live.sync().status == "failed":
+            break
+    assert in_hole in ids_asked(live)
+    live.steve.requests.clear()
+    for _ in range(3):
+        live.clock.advance(HOUR)
+        assert live.sync().status == "completed"
+    assert in_hole in ids_asked(live)
+
+
 # -- 29: a missing feature is not a wrong password -------------------------------------------------------
 
 

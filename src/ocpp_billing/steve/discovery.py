@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ocpp_billing import clock
 from ocpp_billing.log import get_logger
-from ocpp_billing.steve.client import MOST_IDS_PER_CALL
+from ocpp_billing.steve.client import MOST_IDS_PER_CALL, id_batches
 from ocpp_billing.steve.idle import (
     MOST_CALLS,
     MOST_CALLS_AT_A_HOLE,
@@ -35,7 +35,7 @@ from ocpp_billing.steve.idle import (
 from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from ocpp_billing.charging.known import Gap, KnownSessions
     from ocpp_billing.steve.capabilities import Capabilities
@@ -158,6 +158,7 @@ class Discovery:
             self._backfill()
         self._calls_before, self._charged_s = self.client.calls, self.client.busy_s
         highest = self.known.highest_id()
+        self.progress.setdefault("crossed_to", highest)
         is_rested = self._is_rested()
         if self.capabilities.id_lists:
             self._ask_lists(highest, is_rested=is_rested)
@@ -389,13 +390,10 @@ class Discovery:
 
     def _ask(self, ids: Sequence[int]) -> int:
         """Read ids; known ones that StEvE no longer shows are marked as gone. Returns how many it showed."""
-        shown = 0
-        step = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
-        for start in range(0, len(ids), step):
-            batch = list(ids[start : start + step])
-            answer = self.client.transactions(ids=batch)
-            shown += self._take(batch, answer)
-        return shown
+        return sum(self._take(batch, self.client.transactions(ids=batch)) for batch in self._batches(ids))
+
+    def _batches(self, ids: Sequence[int]) -> Iterator[list[int]]:
+        return id_batches(ids, id_lists=self.capabilities.id_lists)
 
     def _take(self, asked: Sequence[int], answer: TransactionsAnswer) -> int:
         """Record the answer to a question for ids. Returns how many of them StEvE showed."""
@@ -522,6 +520,7 @@ class Discovery:
         gone = self.known.ids_above(last)
         self.progress["restored"] = {"after": last, "at": clock.now().isoformat()}
         self.progress["recognised_at"] = clock.now().isoformat()
+        self.progress["crossed_to"] = min(int(self.progress["crossed_to"]), last)
         self.record(NOTHING, gone=gone, progress=self.progress, rewind_to=last)
         self.say(
             f"StEvE was restored from a backup: {last} is the last transaction that is still there, "
@@ -600,47 +599,56 @@ class Discovery:
     # -- holes -----------------------------------------------------------------------------------------
 
     def _cross_gaps(self, highest: int) -> bool:
-        """Ask for the ids between the old and the new highest one that nothing has shown yet.
+        """Ask for ids that nothing has shown yet, in gaps that opened since gaps were crossed last.
 
-        A narrow gap is asked for whole. Of a wide one only the edges are, as many as this cycle's calls
-        allow and the others in the next ones: chargers that were offline put their sessions right after the
-        last one and right before the next; the nightly reads do the rest.
+        By this cycle, by the watch, or by a cycle that was cut off. A narrow gap is asked for whole. Of a
+        wide one only the edges are, as many as this cycle's calls allow and the others in the next ones:
+        chargers that were offline put their sessions right after the last one and right before the next; the
+        nightly reads do the rest.
+
+        Args:
+            highest: the highest id when this cycle began.
 
         Returns:
             Whether a wide gap was crossed.
         """
+        if (
+            self.known.highest_id() > highest
+            and not self.capabilities.id_lists
+            and "next" not in self.planned
+        ):
+            self._probe_next()
         found = self.known.highest_id()
-        crossed = False
-        if found > highest:
-            if not self.capabilities.id_lists and "next" not in self.planned:
-                self._probe_next()
-            for gap in self.known.gaps(highest + 1, found):
-                ids = self._worth_asking(gap)
-                is_wide = gap.width > len(ids)
-                log.info(
-                    "gap in the numbering", action="discover.gap", low=gap.low, high=gap.high, asked=len(ids)
-                )
-                if is_wide:
-                    crossed = True
-                    self.progress["edges"] = [*self.progress.get("edges", ()), *ids]
-                else:
-                    self._ask(ids)
-        if crossed:
+        low = min(int(self.progress["crossed_to"]), found)
+        narrow: list[int] = []
+        edges: list[int] = []
+        for gap in self.known.gaps(low + 1, found) if found > low else ():
+            ids = self._worth_asking(gap)
+            (edges if gap.width > len(ids) else narrow).extend(ids)
+            log.info(
+                "gap in the numbering", action="discover.gap", low=gap.low, high=gap.high, asked=len(ids)
+            )
+        self.progress["crossed_to"] = found
+        self.progress["edges"] = [*narrow, *self.progress.get("edges", ()), *edges]
+        self._ask_waiting(len(narrow))
+        if edges:
             tags = "tags" in self.planned or self.known.unknown_tags()
             self._ask_edges(MOST_CALLS_AT_A_HOLE - (self.client.calls - self._calls_before) - tags)
         elif "edges" in self.planned:
             calls, self.spare_calls = 1 + self.spare_calls, 0
             self._ask_edges(calls)
-        return crossed
+        return bool(edges)
 
     def _ask_edges(self, calls: int) -> None:
         """Ids at the edges of wide gaps, as many as so many calls carry; the others wait."""
-        waiting: list[int] = self.progress.get("edges", [])
-        size = max(calls, 0) * (MOST_IDS_PER_CALL if self.capabilities.id_lists else 1)
-        if size == 0 or not waiting:
-            return
-        self.progress["edges"] = waiting[size:]
-        self._ask(waiting[:size])
+        self._ask_waiting(calls * (MOST_IDS_PER_CALL if self.capabilities.id_lists else 1))
+
+    def _ask_waiting(self, number: int) -> None:
+        """So many of the ids that wait, each until its answer is recorded: a call that fails drops none."""
+        for batch in self._batches(self.progress["edges"][: max(number, 0)]):
+            answer = self.client.transactions(ids=batch)
+            self.progress["edges"] = self.progress["edges"][len(batch) :]
+            self._take(batch, answer)
 
     def _worth_asking(self, gap: Gap) -> list[int]:
         """All of a narrow gap; of a wide one the ids nearest to its edges, the nearest ones first."""
