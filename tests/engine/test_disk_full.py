@@ -126,6 +126,20 @@ def test_a_command_says_it(world, monkeypatch, capsys):
     assert DO in said
 
 
+def test_a_run_that_a_command_began_and_a_full_disk_cut_off_names_the_disk(world, monkeypatch, capsys):
+    world.go_live()
+    for name, value in world.environment().items():
+        monkeypatch.setenv(name, value)
+    with full_disk('INSERT INTO "sync_log"'):
+        assert main(["sync"]) == 1
+    assert SAYS in capsys.readouterr().err
+    run = SyncRun.objects.latest("pk")
+    assert run.status == "interrupted"
+    assert SAYS in run.errors[0]["error"]
+    assert DO in run.errors[0]["error"]
+    assert world.sync().status == "completed"
+
+
 class Stops:
     """An event that is set after a number of pauses, and knows how long they were."""
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ocpp_billing.sync.heartbeat import Heartbeat, leader_transaction
+from django.db import connection
+
+from ocpp_billing.database import why_away
+from ocpp_billing.sync.heartbeat import DATABASE_GONE, Heartbeat, leader_transaction
 from ocpp_billing.sync.journal import PROGRESS, RunJournal, begin_run, end_abandoned_runs
 from ocpp_billing.sync.leadership import Leadership, name_connections
 from ocpp_billing.sync.models import SyncLog, SyncRun, WorkerKind
@@ -73,8 +77,21 @@ def _lead_once(
     except KeyboardInterrupt:
         end_abandoned_runs(source, why="Stopped at the terminal; the next run completes it.", worker=name)
         raise
+    except DATABASE_GONE as error:
+        _say_what_cut_it_off(source, name, error)
+        raise
     finally:
         heartbeat.stop()
+
+
+def _say_what_cut_it_off(source: str, name: str, error: Exception) -> None:
+    """Write it into the run, as far as the database takes that: on a full disk, what is there may be changed.
+
+    Else the next leader ends the run, and says only that the process ended.
+    """
+    connection.close()
+    with suppress(*DATABASE_GONE):
+        end_abandoned_runs(source, why=f"{why_away(error)} The next run completes this one.", worker=name)
 
 
 def _repeat(run: SyncRun, said: int, on_progress: Callable[[str], None]) -> int:
