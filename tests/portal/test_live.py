@@ -2,13 +2,18 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.db import OperationalError, connection
 
+from ocpp_billing import clock
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import Role, User
+from ocpp_billing.accounts.people import change_person
 from ocpp_billing.portal import live
 from ocpp_billing.sync.models import WorkerHeartbeat
 from tests.portal import ledger
@@ -60,8 +65,9 @@ class EnoughError(Exception):
     """Ends a stream that would go on for minutes."""
 
 
-def listen(looks, seen, monkeypatch):
+def listen(looks, seen, monkeypatch, *, holds=lambda _key: True):
     """What a client hears, after the greeting, while the mark takes these values, one per look."""
+    monkeypatch.setattr(live, "_holds", holds)
     values = iter(looks)
 
     def look(_source):
@@ -74,11 +80,12 @@ def listen(looks, seen, monkeypatch):
     heard = []
 
     async def collect():
-        async for line in live.stream_changes("main", seen, poll_s=0):
+        async for line in live.stream_changes("main", seen, "key", poll_s=0):
             heard.append(line)  # noqa: PERF401 - what was heard before the end must be kept
 
-    with pytest.raises(EnoughError):
+    with suppress(EnoughError):
         asyncio.run(collect())
+    assert next(values, None) is None
     return heard[1:]
 
 
@@ -95,6 +102,29 @@ def test_each_change_is_told_once(monkeypatch):
     assert [line.splitlines()[0] for line in told] == ["id: b", "id: c"]
 
 
+def test_whose_session_has_ended_is_told_nothing_more(monkeypatch):
+    holds = iter([True, False])
+    told = listen(["b", "b", "c"], "a", monkeypatch, holds=lambda key: key == "key" and next(holds))
+    assert [line.splitlines()[0] for line in told] == ["id: b"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("end", ["deactivated", "signed out", "ran out"])
+def test_a_session_holds_until_it_ends(signed_in, end):
+    client = signed_in(Role.VIEWER)
+    client.get("/")
+    key = client.session.session_key
+    assert live._holds(key)
+    if end == "deactivated":
+        user = User.objects.get()
+        change_person(user.pk, active=False, by=user)
+    elif end == "signed out":
+        client.post("/accounts/logout/")
+    else:
+        Session.objects.update(expire_date=clock.now())
+    assert not live._holds(key)
+
+
 def test_a_database_that_is_away_is_waited_out(monkeypatch):
     told = listen([OperationalError("gone"), OperationalError("gone"), "b"], "a", monkeypatch)
     assert [line.splitlines()[0] for line in told] == ["id: b"]
@@ -109,7 +139,7 @@ def test_a_stream_ends_so_that_the_right_to_it_is_checked_again(monkeypatch):
     monkeypatch.setattr(live, "_look", lambda _source: "b")
 
     async def collect():
-        return [line async for line in live.stream_changes("main", "a", poll_s=0, stream_s=0)]
+        return [line async for line in live.stream_changes("main", "a", "key", poll_s=0, stream_s=0)]
 
     assert asyncio.run(collect()) == ["retry: 3000\n\n"]
 
@@ -122,6 +152,7 @@ def test_a_person_has_so_many_streams_and_no_more(rf, monkeypatch):
     def asked(pk):
         request = rf.get("/live?seen=a")
         request.user = User(pk=pk, role=Role.VIEWER)
+        request.session = SimpleNamespace(session_key="key")
         return live.changes(request)
 
     async def play():

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.db import DatabaseError, connection
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
+from ocpp_billing import clock
 from ocpp_billing.portal.access import person
 from ocpp_billing.portal.queries import change_mark
 
@@ -61,10 +63,26 @@ def _look(source: str) -> str:
         connection.close()
 
 
+def _holds(session_key: str | None) -> bool:
+    """Whether a session has not ended: by signing out, from elsewhere, or with its account."""
+    try:
+        return Session.objects.filter(session_key=session_key, expire_date__gt=clock.now()).exists()
+    finally:
+        connection.close()
+
+
 async def stream_changes(
-    source: str, seen: str, *, poll_s: float = POLL_S, stream_s: float = STREAM_S
+    source: str,
+    seen: str,
+    session_key: str | None,
+    *,
+    poll_s: float = POLL_S,
+    stream_s: float = STREAM_S,
 ) -> AsyncGenerator[str, None]:
-    """Yield an event whenever the mark differs from ``seen``, then from the one sent last."""
+    """Yield an event whenever the mark differs from ``seen``, then from the one sent last.
+
+    Whose session has ended is told nothing more: the stream ends, and asking again leads to sign-in.
+    """
     yield "retry: 3000\n\n"
     started_s = spoke_s = time.monotonic()
     while time.monotonic() - started_s < stream_s:
@@ -73,6 +91,8 @@ async def stream_changes(
         except DatabaseError:
             mark = seen  # The database is away: nothing to tell until it is back.
         if mark != seen:
+            if not await sync_to_async(_holds, thread_sensitive=False)(session_key):
+                return
             seen, spoke_s = mark, time.monotonic()
             yield f"id: {mark}\nevent: changed\ndata: \n\n"
         elif time.monotonic() - spoke_s >= KEEP_ALIVE_S:
@@ -103,7 +123,7 @@ async def changes(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         return HttpResponse(status=429, headers={"Retry-After": "10", "Cache-Control": "no-store"})
     seen = request.headers.get("Last-Event-ID") or request.GET.get("seen", "")
     return StreamingHttpResponse(
-        _counted(person_id, stream_changes(settings.CONFIG.steve_source, seen)),
+        _counted(person_id, stream_changes(settings.CONFIG.steve_source, seen, request.session.session_key)),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
