@@ -61,6 +61,20 @@ def test_a_stop_of_the_last_72_hours_that_changes_is_read_within_a_few_cycles(re
     assert stop_known(read.read) == 9_000
 
 
+@pytest.mark.parametrize("release", ["3.7.1"])
+def test_a_long_history_that_was_there_before_does_not_hold_up_what_may_still_change(world):
+    for _ in range(12):
+        world.session("TAG-BOB", start=10 * DAY, stop=9 * DAY)
+    # Out of reach of windows, which compare the start.
+    recent = world.session("TAG-ALICE", "CP-2", start=5 * DAY, stop=HOUR, stop_wh=5_000)
+    world.session("TAG-BOB", "CP-3")
+    world.sync()
+    change(world, recent, 9_000)
+    for _ in range(2):  # one round
+        world.sync()
+    assert stop_known(recent) == 9_000
+
+
 @up_to_3_11
 def test_an_older_one_is_read_in_the_night_and_one_beyond_that_in_the_month(read):
     at_noon(read, 20)

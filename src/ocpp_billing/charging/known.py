@@ -143,17 +143,37 @@ class KnownSessions:
             return since
 
     def ids_to_recheck(
-        self, *, stopped_since: datetime, manual_since: datetime, after_id: int, limit: int
+        self,
+        after_id: int,
+        *,
+        stopped_since: datetime,
+        manual_since: datetime,
+        history_until: datetime,
+        limit: int,
     ) -> list[int]:
-        """Stops that may still change: recent ones, and manual ones for longer; in order, after an id."""
+        """Stops that may still change: recent ones, and manual ones for longer; in order, after an id.
+
+        A stop is as recent as we saw it. Those of the history that was there before us, we saw all at once:
+        they are as recent as the charger says.
+
+        Args:
+            after_id: only higher ids.
+            stopped_since: of any stop.
+            manual_since: of one by hand.
+            history_until: when the whole history had been read.
+            limit: how many at most.
+        """
         return self._ids(
             "SELECT steve_id FROM charging_session WHERE source_id = %(source)s AND steve_id > %(after_id)s"
             " AND superseded_at IS NULL AND vanished_at IS NULL"
             " AND (stop_seen_at >= %(stopped_since)s"
-            "   OR (stop_actor = 'manual' AND stop_seen_at >= %(manual_since)s))"
+            "     AND (stop_seen_at > %(history_until)s OR stopped_at >= %(stopped_since)s)"
+            "   OR stop_actor = 'manual' AND stop_seen_at >= %(manual_since)s"
+            "     AND (stop_seen_at > %(history_until)s OR stopped_at >= %(manual_since)s))"
             " ORDER BY steve_id LIMIT %(limit)s",
             stopped_since=stopped_since,
             manual_since=manual_since,
+            history_until=history_until,
             after_id=after_id,
             limit=limit,
         )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -663,14 +664,17 @@ class Discovery:
             stopped_since = END  # the window on stops has just shown them all
         else:
             stopped_since = clock.now() - STOPS_CHANGE_FOR
-        portion = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
-        ids = self.known.ids_to_recheck(
+        limit = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
+        ids_after = partial(
+            self.known.ids_to_recheck,
             stopped_since=stopped_since,
             manual_since=clock.now() - MANUAL_STOPS_CHANGE_FOR,
-            after_id=int(self.progress.get("recheck_after", 0)),
-            limit=portion,
+            history_until=datetime.fromisoformat(self.progress["backfilled_at"]),
+            limit=limit,
         )
-        self.progress["recheck_after"] = ids[-1] if len(ids) == portion else 0
+        # What is not asked for is not noted down, so a round that has just ended begins anew at once.
+        ids = ids_after(int(self.progress.get("recheck_after", 0))) or ids_after(0)
+        self.progress["recheck_after"] = ids[-1] if len(ids) == limit else 0
         self._ask(ids)
 
     # -- the whole history -----------------------------------------------------------------------------
