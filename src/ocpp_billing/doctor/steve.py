@@ -8,8 +8,8 @@ from ocpp_billing import clock
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
-from ocpp_billing.steve.discovery import IDENTITY_SAMPLE
 from ocpp_billing.steve.errors import SteveError
+from ocpp_billing.steve.identity import IDENTITY_SAMPLE
 from ocpp_billing.steve.wire import fingerprint
 
 if TYPE_CHECKING:

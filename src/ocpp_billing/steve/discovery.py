@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ocpp_billing import clock
 from ocpp_billing.log import get_logger
 from ocpp_billing.steve.client import MOST_IDS_PER_CALL, id_batches
+from ocpp_billing.steve.identity import IDENTITY_SAMPLE, Identity
 from ocpp_billing.steve.idle import (
     MOST_CALLS,
     MOST_CALLS_AT_A_HOLE,
@@ -33,25 +34,20 @@ from ocpp_billing.steve.idle import (
     plan_calls,
     portion,
 )
-from ocpp_billing.steve.wire import TransactionsAnswer, fingerprint
+from ocpp_billing.steve.wire import TransactionsAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ocpp_billing.charging.known import Gap, KnownSessions
     from ocpp_billing.steve.capabilities import Capabilities
     from ocpp_billing.steve.client import SteveClient
-    from ocpp_billing.steve.wire import Transaction
 
 log = get_logger(__name__)
 
 LONGEST_REST = timedelta(hours=6)
 # Ids probed above the highest one known, where a call can carry a list of them.
 LOOK_AHEAD = 50
-# The highest known ids are read again in every cycle: are they still who they were?
-IDENTITY_SAMPLE = 5
-# Spread over the whole history, when the last ones are not there any more.
-SPREAD_SAMPLE, SPREAD_SINGLES = 100, 10
 # Reaches from offline chargers and late stops to wrong clocks; older ones are met by the nightly reads.
 WINDOW = timedelta(hours=72)
 WINDOW_AHEAD = timedelta(days=2)
@@ -81,10 +77,6 @@ NIGHTLY_REACH = timedelta(days=35)
 COMPLETE_EVERY = timedelta(days=30)
 GAP_IDS_PER_NIGHT = 20_000
 NOTHING = TransactionsAnswer([], [])
-
-
-class AnotherSteveError(Exception):
-    """What answers at STEVE_API_URL is not the StEvE that this ledger has read so far."""
 
 
 class Recorder(Protocol):
@@ -195,24 +187,21 @@ class Discovery:
     def settle_strangers(self) -> None:
         """Others came under known numbers: where StEvE was restored, ask for them again, and record them."""
         strangers = self.strangers
-        if strangers and self._recognise_strangers(strangers):
-            self.strangers = set()
-            self._read_on()
-            self._ask(sorted(strangers))
-            most = MOST_IDS_PER_CALL if self.capabilities.id_lists else GAP_SINGLES
-            self._ask(self.known.vanished_at_the_end(most))
+        if not strangers:
+            return
+        last = self._identity().last_in_backup(strangers, self._instant("recognised_at"))
+        if last is None:
+            return
+        self._rewind(last)
+        self.strangers = set()
+        self._read_on()
+        self._ask(sorted(strangers))
+        most = MOST_IDS_PER_CALL if self.capabilities.id_lists else GAP_SINGLES
+        self._ask(self.known.vanished_at_the_end(most))
 
     def is_still_itself(self) -> bool:
-        """Whether the last known session is still what it was: one more call, before news are taken in.
-
-        A backup cuts off the end, so the very last one tells. Were new sessions recorded while it is not
-        there, they could not be told from those that were known before, and those would seem to be there.
-        """
-        latest = self.known.latest_ids(IDENTITY_SAMPLE if self.capabilities.id_lists else 1)
-        answer = self.client.transactions_by_id(latest, id_lists=self.capabilities.id_lists)
-        unreadable = {row.steve_id for row in answer.malformed}
-        told = next((number for number in latest if number not in unreadable), None)
-        return told is None or told in self._matching(latest, answer.rows)
+        """Whether the last known session is still what it was: one more call, before news are taken in."""
+        return self._identity().is_intact()
 
     # -- by id -----------------------------------------------------------------------------------------
 
@@ -407,120 +396,30 @@ class Discovery:
     def _record(self, answer: TransactionsAnswer, *, gone: Sequence[int] = ()) -> None:
         self.record_paced(answer, gone=gone, progress=self.progress)
 
-    # -- is it still the same StEvE? ---------------------------------------------------------------
+    # -- is it still the same StEvE? (steve/identity.py judges) ----------------------------------------
 
     def _is_itself(self, latest: Sequence[int], answer: TransactionsAnswer) -> bool:
-        """Whether the last known ids still mean what they meant; if not, it is recorded what became of them.
-
-        Sessions that are not there any more prove little: their tag may have been deleted. Another session
-        under a known number does, and so does a StEvE that shows none of the last few although it still has
-        their tags and charge boxes.
-        """
-        known = self.known.fingerprints(latest)
-        matching = self._matching(latest, answer.rows)
-        others = [row.steve_id for row in answer.rows if row.steve_id in known.keys() - matching]
-        if others:
-            return not self._recognise_strangers(others)
-        if matching or any(row.steve_id in known for row in answer.malformed):
+        """Whether the last known ids still mean what they meant; if not, what became of them is recorded."""
+        verdict = self._identity().judge(latest, answer, self._instant("recognised_at"))
+        if verdict.last_in_backup is not None:
+            self._rewind(verdict.last_in_backup)
+            return False
+        if verdict.deleted:
+            what = "deleted in StEvE with their tag or charge box"
+            self.say(f"The last known sessions were {what}; others are there.")
+            self._ask(verdict.deleted if self.capabilities.id_lists else verdict.deleted[-GAP_SINGLES:])
+        if verdict.is_sure:
             self.progress["recognised_at"] = clock.now().isoformat()
-            return True
-        more = self.known.latest_ids(IDENTITY_SAMPLE)
-        if len(more) > len(latest):
-            shown = self.client.transactions_by_id(more, id_lists=self.capabilities.id_lists)
-            if not self._is_itself(more, shown):
-                return False
-            self._take(more, shown)
-            return True
-        if self._went_with_tag_or_box(latest):
-            self.progress["recognised_at"] = clock.now().isoformat()
-            return True
-        self._recognise(min(latest))
-        return False
-
-    def _went_with_tag_or_box(self, latest: Sequence[int]) -> bool:
-        """Whether the last known sessions were deleted with their tags or charge boxes; recorded if so.
-
-        With a tag or a charge box StEvE deletes its transactions, old and new, and no others; a backup that
-        was played back cuts off the end of everybody's. Where neither is proved, one tag or one charge box
-        is taken to have been deleted: if StEvE was restored after all, that shows as soon as it gives one of
-        these numbers to another session, before that one is recorded.
-        """
-        lost = self.known.origins(latest)
-        firsts = {number for each in lost for number in (each.first_of_tag, each.first_of_box)}
-        spread = SPREAD_SAMPLE if self.capabilities.id_lists else SPREAD_SINGLES
-        asked = {*self.known.sample_ids(spread, min(latest)), *firsts} - set(latest)
-        there = self._ask_matching(sorted(asked)) if asked else set()
-        if not there:
-            return False
-        last, present = max(there), self.known.origins(sorted(there))
-        tags, boxes = {each.tag for each in present}, {each.box for each in present}
-        unproved = []
-        for each in lost:
-            if each.tag in tags and each.box in boxes:
-                return False
-            tag_deleted = each.tag not in tags and each.first_of_tag < last
-            box_deleted = each.box not in boxes and each.first_of_box < last
-            if not (tag_deleted or box_deleted):
-                unproved.append(each)
-        one_tag = len({each.tag for each in unproved}) <= 1 and not any(each.tag in tags for each in unproved)
-        one_box = len({each.box for each in unproved}) <= 1 and not any(
-            each.box in boxes for each in unproved
-        )
-        if not (one_tag or one_box):
-            return False
-        others = self.known.latest_ids(
-            IDENTITY_SAMPLE,
-            beside_tags={each.tag for each in lost} - tags,
-            beside_boxes={each.box for each in lost} - boxes,
-        )
-        matching = self._ask_matching(others)
-        if not matching:
-            return False
-        self.say(
-            "The last known sessions were deleted in StEvE with their tag or charge box; others are there."
-        )
-        above = self.known.ids_above(max(matching))
-        self._ask(above if self.capabilities.id_lists else above[-GAP_SINGLES:])
+        if verdict.looked_closer is not None:
+            self._take(*verdict.looked_closer)
         return True
 
-    def _recognise_strangers(self, strangers: Collection[int]) -> bool:
-        """Other sessions are shown under these known numbers: was StEvE restored?
-
-        Not where a later session that is known for longer than they can have had these numbers is still what
-        it was. That is since before all was well the last time; and where StEvE was seen without one of
-        these numbers, since before that: what came later may have begun after the backup was played back.
-        """
-        lowest = min(strangers)
-        since = (self._instant("recognised_at"), self.known.vanished_since(strangers))
-        before = min((at for at in since if at is not None), default=None)
-        later = self.known.ids_above(lowest - 1, seen_before=before)[-IDENTITY_SAMPLE:]
-        if later and self._ask_matching(later):
-            return False
-        self._recognise(lowest)
-        return True
-
-    def _recognise(self, below: int) -> None:
-        """Ids from ``below`` on are not what they were: find out what became of this StEvE.
-
-        Restored from a backup, StEvE gives out ids anew after the last one that the backup had. Those are
-        new sessions; ours of the same ids stay in the ledger as they are. Where nothing at all matches,
-        it is another server (a staging address, an empty database), and nothing of it is recorded.
-
-        Raises:
-            AnotherSteveError: when no known session is there.
-        """
-        self.say("The last known sessions are not what they were: looking for the last one that is.")
-        sample = self.known.sample_ids(SPREAD_SAMPLE if self.capabilities.id_lists else SPREAD_SINGLES, below)
-        matching = self._ask_matching(sample) if sample else set()
-        if not matching:
-            raise AnotherSteveError(
-                "STEVE_API_URL answers as another StEvE: none of the sessions read so far is there. Put the "
-                "right address back. If StEvE was set up anew, give it a STEVE_SOURCE of its own."
-            )
-        last = self._last_matching(max(matching), below)
+    def _rewind(self, last: int) -> None:
+        """StEvE was restored: ids after the last one that its backup had mean new sessions from now on."""
         gone = self.known.ids_above(last)
-        self.progress["restored"] = {"after": last, "at": clock.now().isoformat()}
-        self.progress["recognised_at"] = clock.now().isoformat()
+        now = clock.now().isoformat()
+        self.progress["restored"] = {"after": last, "at": now}
+        self.progress["recognised_at"] = now
         self.progress["crossed_to"] = min(int(self.progress["crossed_to"]), last)
         self.record(NOTHING, gone=gone, progress=self.progress, rewind_to=last)
         self.say(
@@ -528,28 +427,8 @@ class Discovery:
             f"{len(gone)} after it are not. They stay in the ledger; ids after {last} are new sessions."
         )
 
-    def _matching(self, ids: Sequence[int], shown: Sequence[Transaction]) -> set[int]:
-        """Which of these known ids StEvE shows with the fingerprint that the ledger knows."""
-        known = self.known.fingerprints(ids)
-        return {row.steve_id for row in shown if known.get(row.steve_id) == fingerprint(row)}
-
-    def _ask_matching(self, ids: Sequence[int]) -> set[int]:
-        """The same, asked now; nothing is recorded."""
-        answer = self.client.transactions_by_id(ids, id_lists=self.capabilities.id_lists)
-        return self._matching(ids, answer.rows)
-
-    def _last_matching(self, at_least: int, below: int) -> int:
-        """The highest known id below one that still matches: by halving, from one that does."""
-        candidates = [at_least, *(number for number in self.known.ids_above(at_least) if number < below)]
-        step = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
-        low, high = 0, len(candidates)
-        while high - low > step:
-            middle = (low + high) // 2
-            if self._ask_matching(candidates[middle : middle + (IDENTITY_SAMPLE if step > 1 else 1)]):
-                low = middle
-            else:
-                high = middle
-        return max(self._ask_matching(candidates[low:high]) | {at_least})
+    def _identity(self) -> Identity:
+        return Identity(self.client, self.known, self.capabilities.id_lists)
 
     # -- by list, paced ------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.outbox import break_leases, next_due_at
 from ocpp_billing.lago.directory import LagoDirectory
-from ocpp_billing.steve.discovery import AnotherSteveError
 from ocpp_billing.steve.errors import SteveError
+from ocpp_billing.steve.identity import AnotherSteveError
 from ocpp_billing.steve.idle import REST_FACTOR
 from ocpp_billing.sync.reading import (
     Recorder,

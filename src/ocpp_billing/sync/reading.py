@@ -26,8 +26,9 @@ from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.database import fenced_transaction, refresh_statistics
 from ocpp_billing.effects import effect
 from ocpp_billing.steve.capabilities import Capabilities, override, probe
-from ocpp_billing.steve.discovery import AnotherSteveError, Discovery, night_is_due, night_of
+from ocpp_billing.steve.discovery import Discovery, night_is_due, night_of
 from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError, WrongAddress
+from ocpp_billing.steve.identity import AnotherSteveError
 from ocpp_billing.steve.idle import is_made_up_for
 
 if TYPE_CHECKING:
