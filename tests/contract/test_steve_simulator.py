@@ -127,6 +127,17 @@ def test_a_disabled_api_is_an_html_500_up_to_3_7_and_a_401_after():
         assert refused.json["message"].endswith("has API access disabled.")
 
 
+def test_a_changed_password_is_known_ten_minutes_later_from_3_8_on(steve):
+    old, new = credentials(steve), credentials(steve, password="new")
+    path = "/api/v1/transactions?transactionPk=1"
+    assert call(steve, "GET", path, headers=old).status == 200
+    steve.api.password = "new"
+    tick(steve, 9 * 60)
+    assert [call(steve, "GET", path, headers=each).status for each in (old, new)] == [200, 401]
+    tick(steve, 60)
+    assert [call(steve, "GET", path, headers=each).status for each in (old, new)] == [401, 200]
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [("YWRtaW46", "Required parameters missing"), ("!!", "Failed to decode basic authentication token")],

@@ -110,6 +110,7 @@ def test_no_secret_leaves_the_processes(world, settings, tmp_path):
         command("balance", DATABASE_URL=f"postgresql://u:{DATABASE_PASSWORD}@127.0.0.1:{free_port()}/x")
         command("balance", DATABASE_URL=f"postgres:/u:{DATABASE_PASSWORD}@[", AUTH_SECRET="Marked3")
         world.steve.api.password = "another one now"
+        world.steve.api.forget_users()
         assert command("sync") == 1
 
         visitor = Visitor()

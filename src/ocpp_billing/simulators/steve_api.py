@@ -60,6 +60,8 @@ ERRORS = {
     422: "Unprocessable Entity",
     500: "Internal Server Error",
 }
+# From 3.8 on StEvE reads a web user at most so often: a changed password is believed, or refused, until then.
+USER_CACHE_MS = 10 * 60 * 1000
 UNKNOWN_USER = "The user does not exist, exists but is disabled or has API access disabled."
 CSV_COLUMNS = (
     "id_tag",
@@ -127,6 +129,8 @@ class SteveApi:
         self.online: set[str] = set()
         self.operations: list[RemoteOperation] = []
         self._writer = TransactionWriter(central.store, self.release)
+        self._cached_user: tuple[str, str, bool] | None = None
+        self._cached_until_ms = 0
 
     # -- the outside ---------------------------------------------------------------------------
 
@@ -226,11 +230,24 @@ class SteveApi:
             return self._problem(request, 401, "Failed to decode basic authentication token")
         if not username or not password:
             return self._problem(request, 401, "Required parameters missing")
-        if username != self.username or not self.api_enabled:
+        known, theirs, enabled = self._web_user()
+        if username != known or not enabled:
             return self._problem(request, 401, UNKNOWN_USER)
-        if password != self.password:
+        if password != theirs:
             return self._problem(request, 401, "Invalid password")
         return None
+
+    def _web_user(self) -> tuple[str, str, bool]:
+        """(name, API password, whether they may use the API), as StEvE remembers it."""
+        now_ms = self.central.now_ms()
+        if self._cached_user is None or now_ms >= self._cached_until_ms:
+            self._cached_user = (self.username, self.password, self.api_enabled)
+            self._cached_until_ms = now_ms + USER_CACHE_MS
+        return self._cached_user
+
+    def forget_users(self) -> None:
+        """Read web users anew, as after a restart of StEvE."""
+        self._cached_user = None
 
     def _check_api_key(self, request: Request) -> Response | None:
         if not self.api_enabled:
