@@ -7,21 +7,18 @@ the server's time). ``--plans`` prints PostgreSQL's plans of what took longest o
 
 from __future__ import annotations
 
-import os
-import statistics
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.bench.systems import empty_ledger, in_own_process
+from tests.bench.pages import AIM_MS, fill, measure_from_arguments, medians_ms, print_plans
+from tests.bench.systems import in_own_process
 
 if TYPE_CHECKING:
     from django.test import Client
 
 SESSIONS = 100_000
-ROUNDS = 5
-AIM_MS = 300
 
 # By the last two digits of StEvE's number: 40 of 100 have no mapping, and so on.
 _STATE = "CASE WHEN mod(n, 100) = 98 THEN 'stuck' WHEN mod(n, 100) = 99 THEN 'rejected' ELSE 'held' END"
@@ -89,53 +86,34 @@ def main() -> int:
     return in_own_process(__name__)
 
 
-def measured(sessions: int, *, plans: bool) -> int:
-    os.environ["AUTH_SECRET"] = "b" * 40
-    with empty_ledger():
-        return _measure(sessions, plans=plans)
-
-
-def _measure(sessions: int, *, plans: bool) -> int:
+def measure(sessions: int, *, plans: bool) -> int:
     from django.db import connection
     from django.test import Client
     from django.test.utils import CaptureQueriesContext
 
     from ocpp_billing.accounts.models import User
 
-    with connection.cursor() as cursor:
-        for statement in _FILL:
-            cursor.execute(statement, {"sessions": sessions} if "%(" in statement else None)
+    fill(_FILL, {"sessions": sessions})
     person = User.objects.create_user("bench@example.org", None, name="Bench", role="admin")
     client = Client(headers={"host": "localhost"})
     client.force_login(person, backend="allauth.account.auth_backends.AuthenticationBackend")
     missed = 0
     for path in pages():
-        took_ms = statistics.median(_ask(client, path) for _ in range(ROUNDS))
+        ask = partial(_ask, client, path)
+        (took_ms,) = medians_ms(ask)
         with CaptureQueriesContext(connection) as queries:
-            _ask(client, path)
+            ask()
         missed += took_ms > AIM_MS
         sys.stdout.write(f"{path}: {took_ms:.0f} ms, {len(queries)} queries (aim {AIM_MS} ms)\n")
         if plans:
-            _print_plan(max(queries, key=lambda query: float(query["time"])))
+            print_plans([max(queries, key=lambda query: float(query["time"]))])
     return 1 if missed else 0
 
 
-def _ask(client: Client, path: str) -> float:
-    began = time.perf_counter()
+def _ask(client: Client, path: str) -> None:
     answer = client.get(path)
-    took_ms = (time.perf_counter() - began) * 1000
     assert answer.status_code == 200, (path, answer.status_code)
-    return took_ms
-
-
-def _print_plan(query: Any) -> None:
-    from django.db import connection
-
-    with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS OFF) {query['sql']}")
-        sys.stdout.write("\n".join(row[0] for row in cursor.fetchall()) + "\n\n")
 
 
 if __name__ == "__main__":
-    numbers = [argument for argument in sys.argv[1:] if argument.isdigit()]
-    sys.exit(measured(int(numbers[0]) if numbers else SESSIONS, plans="--plans" in sys.argv))
+    sys.exit(measure_from_arguments(measure, SESSIONS))

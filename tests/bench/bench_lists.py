@@ -5,18 +5,15 @@ is written directly; then the first page and the totals of what people ask for, 
 (aim: 300 ms at most together). ``--plans`` prints PostgreSQL's plans.
 """
 
-import os
-import statistics
 import sys
-import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from tests.bench.systems import empty_ledger, in_own_process
+from tests.bench.pages import AIM_MS, fill, measure_from_arguments, medians_ms, print_plans
+from tests.bench.systems import in_own_process
 
 SESSIONS = 300_000
-ROUNDS = 5
-AIM_MS = 300
 
 _FILL = [
     "INSERT INTO source (name) VALUES ('main')",
@@ -93,52 +90,27 @@ def main() -> int:
     return in_own_process(__name__)
 
 
-def measured(sessions: int, *, plans: bool) -> int:
-    os.environ["AUTH_SECRET"] = "b" * 40
-    with empty_ledger():
-        return _measure(sessions, plans=plans)
-
-
-def _measure(sessions: int, *, plans: bool) -> int:
+def measure(sessions: int, *, plans: bool) -> int:
     from django.db import connection
+    from django.test.utils import CaptureQueriesContext
 
     from ocpp_billing.billing.listing import LedgerFilter
     from ocpp_billing.billing.parts import list_parted, total_parts
 
-    with connection.cursor() as cursor:
-        for statement in _FILL:
-            cursor.execute(
-                statement, {"sessions": sessions, "newest": sessions - 200} if "%(" in statement else None
-            )
+    fill(_FILL, {"sessions": sessions, "newest": sessions - 200})
     missed = 0
     for name, asked in filters().items():
         chosen = LedgerFilter(source="main", **asked)
-        took: dict[str, list[float]] = {"page": [], "totals": []}
-        for _ in range(ROUNDS):
-            for kind, ask in (("page", list_parted), ("totals", total_parts)):
-                began = time.perf_counter()
-                ask(chosen)
-                took[kind].append((time.perf_counter() - began) * 1000)
-        page, totals = (statistics.median(took[kind]) for kind in took)
+        page, totals = medians_ms(partial(list_parted, chosen), partial(total_parts, chosen))
         missed += page + totals > AIM_MS
         sys.stdout.write(f"{name}: page {page:.0f} ms, totals {totals:.0f} ms (aim {AIM_MS} ms together)\n")
         if plans:
-            _print_plans(lambda chosen=chosen: (list_parted(chosen), total_parts(chosen)))
+            with CaptureQueriesContext(connection) as queries:
+                list_parted(chosen)
+                total_parts(chosen)
+            print_plans(queries)
     return 1 if missed else 0
 
 
-def _print_plans(ask: Any) -> None:
-    from django.db import connection
-    from django.test.utils import CaptureQueriesContext
-
-    with CaptureQueriesContext(connection) as queries:
-        ask()
-    with connection.cursor() as cursor:
-        for query in queries:
-            cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS OFF) {query['sql']}")
-            sys.stdout.write("\n".join(row[0] for row in cursor.fetchall()) + "\n\n")
-
-
 if __name__ == "__main__":
-    numbers = [argument for argument in sys.argv[1:] if argument.isdigit()]
-    sys.exit(measured(int(numbers[0]) if numbers else SESSIONS, plans="--plans" in sys.argv))
+    sys.exit(measure_from_arguments(measure, SESSIONS))

@@ -28,14 +28,6 @@ def now():
     return datetime.now(UTC)
 
 
-@pytest.fixture
-def live(world):
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
 def address_of(database):
     return urlsplit(test_database_url())._replace(path=f"/{database}").geturl()
 

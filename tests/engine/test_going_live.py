@@ -155,18 +155,9 @@ def test_a_run_that_could_not_begin_says_all_the_same_whether_billing_is_live(wo
 
 
 @pytest.fixture
-def changing(world):
-    """Alice's plan charges two metrics, as while one takes the place of the other."""
-    world.lago.create_metric()
-    world.lago.create_metric("energy_kwh")
-    charges = [
-        {"billable_metric_code": code, "charge_model": "standard", "properties": {"amount": "0.39"}}
-        for code in ("ev_charging_kwh", "energy_kwh")
-    ]
-    world.lago.create_plan("both", metric_code=None, charges=charges)
-    world.payer("TAG-ALICE", "alice", plan="both")
-    world.go_live()
-    return world
+def changing(two_metrics):
+    two_metrics.go_live()
+    return two_metrics
 
 
 def test_what_was_sent_for_an_old_metric_is_confirmed_after_the_metric_changed(changing):

@@ -21,14 +21,6 @@ pytestmark = pytest.mark.parametrize("release", ["3.9.0"])
 LAST_DAY = datetime(2026, 3, 31, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def live(world):
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
 def refund(world, billed_wh, then_wh):
     """A session billed in advance, so that Lago pays nothing back, then revised downwards."""
     world.plan("ev_advance", pay_in_advance_charge=True)

@@ -24,15 +24,6 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 @pytest.fixture
-def live(world):
-    """Alice and Bob pay for a tag each, and billing is live from the beginning of the world."""
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
-@pytest.fixture
 def command(world, monkeypatch, capsys):
     """Run a command in this process: (exit code, all that it said)."""
 

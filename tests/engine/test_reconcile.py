@@ -24,14 +24,6 @@ RELEASES = ["3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.14"]
 
 
 @pytest.fixture
-def live(world):
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
-@pytest.fixture
 def reconcile(world, monkeypatch, capsys):
     """(exit code, what it found) of a look with these arguments."""
 

@@ -26,15 +26,6 @@ STORES = ["postgres", "postgres-1.32", "postgres-1.30", "clickhouse"]
 every_store = pytest.mark.parametrize("store", STORES)
 
 
-@pytest.fixture
-def live(world):
-    """Alice and Bob pay for a tag each, and billing is live from the beginning of the world."""
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
 def errors_of(run):
     return {error["step"]: error["error"] for error in run.errors}
 

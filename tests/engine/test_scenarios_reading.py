@@ -26,15 +26,6 @@ every_release = pytest.mark.parametrize("release", RELEASES)
 every_store = pytest.mark.parametrize("store", ["postgres", "postgres-1.32", "postgres-1.30", "clickhouse"])
 
 
-@pytest.fixture
-def live(world):
-    """Alice and Bob pay for a tag each, and billing is live from the beginning of the world."""
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
 def errors_of(run):
     return {error["step"]: error["error"] for error in run.errors}
 

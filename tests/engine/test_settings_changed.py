@@ -18,18 +18,10 @@ in_the_middle = pytest.mark.parametrize("phase", ["before", "after"])
 
 
 @pytest.fixture
-def live(world):
-    """Alice's plan charges two metrics, as while one takes the place of the other."""
-    world.lago.create_metric()
-    world.lago.create_metric("energy_kwh")
-    charges = [
-        {"billable_metric_code": code, "charge_model": "standard", "properties": {"amount": "0.39"}}
-        for code in ("ev_charging_kwh", "energy_kwh")
-    ]
-    world.lago.create_plan("both", metric_code=None, charges=charges)
-    world.payer("TAG-ALICE", "alice", plan="both")
-    world.settings["BILLING_START"] = world.begins_at.isoformat()
-    return world
+def live(two_metrics):
+    """The environment says from when billing is live."""
+    two_metrics.settings["BILLING_START"] = two_metrics.begins_at.isoformat()
+    return two_metrics
 
 
 def go_on(world, runs=3):
