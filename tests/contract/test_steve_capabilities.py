@@ -93,7 +93,7 @@ def test_an_empty_steve_leaves_open_only_what_needs_a_transaction(steve):
         found = probe(client, None)
         if label_of(steve) in FROM_3_8_TO_3_10:
             assert (found.release, found.complete) == ("3.8-3.10", False)
-            assert (found.window_basis, found.all_ignores_window) == (None, None)
+            assert found.window_basis is None
             assert found.window_type == "STOPPED"
             found = probe(client, a_session(steve))
         assert found == override(str(steve.release))
@@ -153,7 +153,8 @@ def test_a_window_of_the_type_proposed_is_a_window_on_every_release(steve):
         )
         assert [row.steve_id for row in answer.rows] == [new]
         everything = client.transactions(from_=START - timedelta(days=1), to=START + timedelta(days=1))
-    assert ([row.steve_id for row in everything.rows] == [new, old]) is found.all_ignores_window
+    # Where windows of STOPPED compare the stop, windows of all types are none.
+    assert ([row.steve_id for row in everything.rows] == [new, old]) is (found.window_basis == "stop")
 
 
 def test_what_a_window_compares_is_as_found(steve):

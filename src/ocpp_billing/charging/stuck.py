@@ -203,8 +203,8 @@ class StuckSearch:
                 return
             rows, gone = self._ask_details(chosen)
         else:
-            portion = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
-            rows, gone = self._ask_by_id(in_question[:portion])
+            most = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
+            rows, gone = self._ask_by_id(in_question[:most])
         took_s = round(self.client.busy_s - busy_before_s, 3)
         self.progress["evidence"] = {"at": clock.now().isoformat(), "took_s": took_s}
         self.record(rows, gone=gone, progress=self.progress)

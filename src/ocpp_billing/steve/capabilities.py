@@ -51,8 +51,6 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         stopped_filter: ``type=STOPPED`` exists (>= 3.8).
         window_basis: which time a window of :attr:`window_type` compares: ``stop`` on 3.8 and 3.9, else
             ``start``; None while unknown.
-        all_ignores_window: a window with all types returns the whole history (3.8 and 3.9); None while
-            unknown.
         details: meter values of one transaction (>= 3.12).
         manual_stop: closing a transaction in the books (>= 3.12).
         csv_report: the report of stopped transactions (>= 3.12).
@@ -65,7 +63,6 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     id_lists: bool
     stopped_filter: bool
     window_basis: Literal["start", "stop"] | None
-    all_ignores_window: bool | None
     details: bool
     manual_stop: bool
     csv_report: bool
@@ -203,7 +200,6 @@ def _up_to_3_7(auth: Auth) -> Capabilities:
         id_lists=False,
         stopped_filter=False,
         window_basis="start",
-        all_ignores_window=False,
         details=False,
         manual_stop=False,
         csv_report=False,
@@ -217,7 +213,6 @@ def _3_8_to_3_10(release: str, auth: Auth, *, ignores_window: bool | None) -> Ca
         id_lists=False,
         stopped_filter=True,
         window_basis=None if ignores_window is None else "stop" if ignores_window else "start",
-        all_ignores_window=ignores_window,
         details=False,
         manual_stop=False,
         csv_report=False,
@@ -233,7 +228,6 @@ def _from_3_11(release: str, auth: Auth, *, details: bool) -> Capabilities:
         id_lists=True,
         stopped_filter=True,
         window_basis="start",
-        all_ignores_window=False,
         details=details,
         manual_stop=details,
         csv_report=details,

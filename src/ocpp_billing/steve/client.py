@@ -266,7 +266,6 @@ class SteveClient:
         ids: Sequence[int] | None = None,
         from_: datetime | None = None,
         to: datetime | None = None,
-        charge_box_id: str | None = None,
     ) -> TransactionsAnswer:
         """One call of ``GET /transactions``; all conditions hold at once.
 
@@ -280,7 +279,6 @@ class SteveClient:
             from_: begin of the window, inclusive, with a time zone; rounded down to the second and not
                 earlier than 1970-01-01T00:00:01Z. Start or stop time, by release.
             to: its end, inclusive; rounded up.
-            charge_box_id: only this charge box; without a comma, at which >= 3.11 would split it.
 
         Raises:
             SteveError: see :mod:`ocpp_billing.steve.errors`.
@@ -297,12 +295,6 @@ class SteveClient:
             if len(ids) > MOST_IDS_PER_CALL:
                 raise ValueError(f"{len(ids)} ids in one call; {MOST_IDS_PER_CALL} are the limit")
             params["transactionPk"] = ",".join(map(str, ids))
-        if charge_box_id is not None:
-            if not charge_box_id or "," in charge_box_id:
-                raise ValueError(
-                    "StEvE cannot be asked for a charge box without a name or with a comma in it"
-                )
-            params["chargeBoxId"] = charge_box_id
         return decode_transactions(self.ask_transactions(params, kind=_kind_of(params)))
 
     def ask_transactions(self, params: Mapping[str, str], *, kind: CallKind) -> bytes:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ocpp_billing import clock
 from ocpp_billing.log import get_logger
-from ocpp_billing.steve.client import MOST_IDS_PER_CALL, id_batches
+from ocpp_billing.steve.client import EARLIEST, MOST_IDS_PER_CALL, id_batches
 from ocpp_billing.steve.identity import IDENTITY_SAMPLE, Identity
 from ocpp_billing.steve.idle import (
     MOST_CALLS,
@@ -66,10 +66,13 @@ MANUAL_STOPS_CHANGE_FOR = timedelta(days=180)
 BACKFILL_ROWS = 5_000
 FIRST_WIDTH = timedelta(days=1)
 NARROWEST = timedelta(minutes=1)
-BEGINNING = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
 END = datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC)
-# Gaps in the numbering that are worth asking for one by one, where a call carries one id only.
-SINGLES_PER_CYCLE = 2
+# Where a call carries one id only: open sessions that the watch asks for one by one instead of by the
+# active list, ids at either edge of a wide gap, stops read again in one cycle, and ids that are worth asking
+# for where it matters and does not happen often.
+WATCHED_SINGLES = 2
+EDGE_SINGLES = 2
+RECHECKED_SINGLES = 2
 GAP_SINGLES = 50
 # Reading again: from this time of the organisation's night on.
 NIGHT_BEGINS = timedelta(hours=2)
@@ -177,7 +180,7 @@ class Discovery:
             if len(open_ids) > size:
                 open_ids = self._next_portion("watched_after", open_ids, size)
             self._ask(open_ids + self._next_ids(LOOK_AHEAD))
-        elif len(open_ids) <= SINGLES_PER_CYCLE:
+        elif len(open_ids) <= WATCHED_SINGLES:
             self._ask(open_ids + self._next_ids(1))
         else:
             if self._is_due("active"):
@@ -532,7 +535,7 @@ class Discovery:
 
     def _worth_asking(self, gap: Gap) -> list[int]:
         """All of a narrow gap; of a wide one the ids nearest to its edges, the nearest ones first."""
-        edge = LOOK_AHEAD if self.capabilities.id_lists else SINGLES_PER_CYCLE
+        edge = LOOK_AHEAD if self.capabilities.id_lists else EDGE_SINGLES
         if gap.width <= 2 * edge:
             return list(range(gap.low, gap.high + 1))
         return [number for near in range(edge) for number in (gap.high - near, gap.low + near)]
@@ -543,7 +546,7 @@ class Discovery:
             stopped_since = END  # the window on stops has just shown them all
         else:
             stopped_since = clock.now() - STOPS_CHANGE_FOR
-        limit = MOST_IDS_PER_CALL if self.capabilities.id_lists else SINGLES_PER_CYCLE
+        limit = MOST_IDS_PER_CALL if self.capabilities.id_lists else RECHECKED_SINGLES
         ids_after = partial(
             self.known.ids_to_recheck,
             stopped_since=stopped_since,
@@ -565,7 +568,7 @@ class Discovery:
         """
         if "backfill" not in self.progress:
             self._read_active()
-        self._read_windows("backfill", BEGINNING)
+        self._read_windows("backfill", EARLIEST)
         self._fill_gaps_of_history()
         self.progress["window_rows"] = len(
             self.known.stopped_between(
@@ -586,7 +589,7 @@ class Discovery:
             self._charged_s = None  # at night StEvE has time
             complete_at = datetime.fromisoformat(self.progress["complete_at"])
             if abs(clock.now() - complete_at) >= COMPLETE_EVERY:
-                self._read_windows("complete", BEGINNING, verify=True)
+                self._read_windows("complete", EARLIEST, verify=True)
                 self.progress["complete_at"] = clock.now().isoformat()
             else:
                 self._read_windows("nightly", clock.now() - NIGHTLY_REACH, verify=True)
@@ -625,10 +628,10 @@ class Discovery:
                 width = max(width / 2, NARROWEST)
             rows = state["rows"] + len(answer.rows)
             if 0 < self._highest_of(answer) <= rows + BACKFILL_ROWS:
-                width = start - BEGINNING
+                width = start - EARLIEST
             state |= {
                 "before": start.isoformat(),
-                "from": (start - min(width, start - BEGINNING)).isoformat(),
+                "from": (start - min(width, start - EARLIEST)).isoformat(),
                 "width_s": int(width.total_seconds()),
                 "rows": rows,
             }
