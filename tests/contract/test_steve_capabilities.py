@@ -117,7 +117,7 @@ def test_a_transaction_that_really_began_in_1990_proves_nothing(release: str):
 def test_a_malformed_transaction_proves_nothing(release: str):
     with of_release(release) as steve, SteveClient(settings(steve)) as client:
         known_id = a_session(steve)
-        (shown,) = json.loads(client.ask_transactions({"transactionPk": str(known_id)}, kind="by_id"))
+        (shown,) = json.loads(client.ask_transactions({"transactionPk": str(known_id)}))
         broken = steve.inject(shown | {"startValue": "NaN"})
         assert client.transactions(ids=[broken]).malformed[0].reason.startswith("startValue")
         assert not probe(client, broken).complete

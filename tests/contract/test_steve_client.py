@@ -641,7 +641,7 @@ def test_a_crash_at_an_effect_is_not_taken_for_a_fault_of_steve(client, newest):
     assert newest.request_count == 0
 
 
-def test_calls_and_their_durations_are_counted_by_kind(newest):
+def test_calls_and_how_long_they_take_are_counted(newest):
     ticks = iter(range(1_000))
     with SteveClient(settings(newest), clock=lambda: float(next(ticks))) as client:
         client.locate()
@@ -649,7 +649,6 @@ def test_calls_and_their_durations_are_counted_by_kind(newest):
         client.transactions(ids=[1])
         client.tags()
         assert client.calls == newest.request_count == 5
-        assert set(client.last_duration_s) == {"locate", "active", "by_id", "tags"}
         assert client.busy_s >= client.calls
 
 

@@ -32,7 +32,7 @@ from ocpp_billing.database import fenced_transaction
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.mappings.resolve import Inactive, Mapped, Unmapped, resolve_mapping
 from ocpp_billing.mappings.store import load_family
-from ocpp_billing.steve.capabilities import Capabilities, override
+from ocpp_billing.steve.capabilities import Capabilities, from_settings
 from ocpp_billing.steve.errors import NotFound, ServerFault, SteveError, Unreachable
 from ocpp_billing.steve.evidence import ManualStop, NextStart, predict_manual_stop
 from ocpp_billing.steve.wire import fingerprint
@@ -209,8 +209,9 @@ def finding_of(session: ChargingSession) -> Finding | None:
 
 def known_capabilities(config: Config) -> Capabilities | None:
     """What this StEvE's release can do, as far as that was found out; None before the first contact."""
-    if config.steve_release:
-        return override(config.steve_release, has_username=config.steve_api_username is not None)
+    meant = from_settings(config)
+    if meant is not None:
+        return meant
     source = Source.objects.filter(name=config.steve_source).first()
     if source is None or not source.capabilities:
         return None

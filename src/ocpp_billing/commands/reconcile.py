@@ -50,12 +50,10 @@ def reconcile(config: Config, args: argparse.Namespace) -> int:
         from ocpp_billing.charging.known import KnownSessions
         from ocpp_billing.reconcile.compare import reconcile as compare
         from ocpp_billing.report import format_reconciliation
-        from ocpp_billing.steve.capabilities import override, probe
+        from ocpp_billing.steve.capabilities import from_settings, probe
 
-        if config.steve_release is not None:
-            has_username = config.steve_api_username is not None
-            capabilities = override(config.steve_release, has_username=has_username)
-        else:
+        capabilities = from_settings(config)
+        if capabilities is None:
             latest = KnownSessions(config.steve_source).latest_ids(1)
             capabilities = probe(steve, latest[0] if latest else None)
         code = config.lago_metric_code

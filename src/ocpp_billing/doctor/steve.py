@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ocpp_billing import clock
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.doctor.findings import Finding, judge_clock, ok, problem, warning
-from ocpp_billing.steve.capabilities import Capabilities, override, probe
+from ocpp_billing.steve.capabilities import Capabilities, from_settings, probe
 from ocpp_billing.steve.errors import SteveError
 from ocpp_billing.steve.identity import IDENTITY_SAMPLE
 from ocpp_billing.steve.wire import fingerprint
@@ -82,8 +82,8 @@ def judge_capabilities(config: Config, capabilities: Capabilities) -> list[Findi
                 "Nothing; until then it is treated as the most difficult of them.",
             )
         )
-    if config.steve_release is not None:
-        meant = override(config.steve_release, has_username=config.steve_api_username is not None)
+    meant = from_settings(config)
+    if meant is not None:
         differs = [
             name
             for name in ("id_lists", "stopped_filter", "window_basis", "details")

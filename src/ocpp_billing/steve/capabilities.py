@@ -28,6 +28,7 @@ from ocpp_billing.steve.wire import decode_transactions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ocpp_billing.config import Config
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.steve.wire import Transaction, TransactionsAnswer
 
@@ -115,6 +116,17 @@ def override(release: str, *, has_username: bool = True) -> Capabilities:
     return _from_3_11(f"3.{minor}" if minor <= 12 else "3.13+", auth, details=minor >= 12)
 
 
+def from_settings(config: Config) -> Capabilities | None:
+    """What the release of STEVE_RELEASE does; None where that is not set: it has to be found out.
+
+    Raises:
+        InvalidSettings: when it is not a release with an API.
+    """
+    if not config.steve_release:
+        return None
+    return override(config.steve_release, has_username=config.steve_api_username is not None)
+
+
 def probe(client: SteveClient, known_id: int | None) -> Capabilities:
     """Find out what this StEvE does, in two to four calls (and those of locating it, if that is to be done).
 
@@ -129,7 +141,7 @@ def probe(client: SteveClient, known_id: int | None) -> Capabilities:
     auth: Auth = "basic" if has_username else "none"
     first, second = (known_id, known_id) if known_id is not None else (1, 2)
     try:
-        body = client.ask_transactions({"transactionPk": f"{first},{second}"}, kind="probe")
+        body = client.ask_transactions({"transactionPk": f"{first},{second}"})
     except BadRequest as error:
         if error.said is None:
             raise
@@ -139,7 +151,7 @@ def probe(client: SteveClient, known_id: int | None) -> Capabilities:
 
     by_id = {"transactionPk": str(first)}
     try:
-        stopped = client.ask_transactions({"type": "STOPPED", **by_id}, kind="probe")
+        stopped = client.ask_transactions({"type": "STOPPED", **by_id})
     except BadRequest as error:
         if error.said is None:
             raise
@@ -149,7 +161,7 @@ def probe(client: SteveClient, known_id: int | None) -> Capabilities:
 
 def _probe_details(client: SteveClient, known_id: int | None, auth: Auth) -> Capabilities:
     try:
-        client.ask_details(known_id or 0, {"energyValuesOnly": "probe"}, kind="probe")
+        client.ask_details(known_id or 0, {"energyValuesOnly": "probe"})
     except FeatureMissing:
         return _from_3_11("3.11", auth, details=False)
     except BadRequest as error:
@@ -164,7 +176,7 @@ def _probe_details(client: SteveClient, known_id: int | None, auth: Auth) -> Cap
 
 def _probe_window(client: SteveClient, by_id: dict[str, str], stopped: bytes, auth: Auth) -> Capabilities:
     """Which of 3.8, 3.9 and 3.10 it is."""
-    body = client.ask_transactions({**by_id, **NOWHEN}, kind="probe")
+    body = client.ask_transactions({**by_id, **NOWHEN})
     outside = decode_transactions(body)
     if outside.malformed or any(_is_in_nowhen(row) for row in outside.rows):
         # Either it really began in 1990, or its start cannot be read: it proves nothing.
@@ -178,7 +190,7 @@ def _probe_window(client: SteveClient, by_id: dict[str, str], stopped: bytes, au
 
 
 def _ask_for(client: SteveClient, by_id: dict[str, str]) -> bytes:
-    return client.ask_transactions(by_id, kind="probe")
+    return client.ask_transactions(by_id)
 
 
 def _any_id(answer: TransactionsAnswer) -> int | None:

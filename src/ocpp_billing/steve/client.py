@@ -55,9 +55,6 @@ if TYPE_CHECKING:
     )
 
 TransactionType = Literal["ALL", "ACTIVE", "STOPPED"]
-CallKind = Literal[
-    "locate", "by_id", "active", "window", "everything", "details", "tags", "tag", "stop", "report", "probe"
-]
 
 API: Final = "/api/v1"
 MOST_IDS_PER_CALL: Final = 300
@@ -156,7 +153,6 @@ class SteveClient:
         settings: where and how.
         calls: HTTP calls made so far.
         busy_s: seconds that they took, failed ones included: StEvE's time, near enough.
-        last_duration_s: seconds of the latest call of each kind.
         last_date: what time it was at StEvE, or at the proxy before it, by its last answer; None = it did not
             say.
     """
@@ -178,7 +174,6 @@ class SteveClient:
         self.settings = settings
         self.calls = 0
         self.busy_s = 0.0
-        self.last_duration_s: dict[CallKind, float] = {}
         self.last_date: datetime | None = None
         self._api_url = api_url
         self._clock = clock
@@ -236,7 +231,7 @@ class SteveClient:
             return known_as
         refusals: list[SteveError] = []
         for base in bases:
-            answer = self._send("GET", base, "/transactions", {"transactionPk": "0"}, kind="locate")
+            answer = self._send("GET", base, "/transactions", {"transactionPk": "0"})
             try:
                 decode_transactions(self._accepted(answer, feature=None).body)
             except SteveError as error:
@@ -295,11 +290,11 @@ class SteveClient:
             if len(ids) > MOST_IDS_PER_CALL:
                 raise ValueError(f"{len(ids)} ids in one call; {MOST_IDS_PER_CALL} are the limit")
             params["transactionPk"] = ",".join(map(str, ids))
-        return decode_transactions(self.ask_transactions(params, kind=_kind_of(params)))
+        return decode_transactions(self.ask_transactions(params))
 
-    def ask_transactions(self, params: Mapping[str, str], *, kind: CallKind) -> bytes:
+    def ask_transactions(self, params: Mapping[str, str]) -> bytes:
         """``GET /transactions`` undecoded, parameters as given; for probing what a release does."""
-        return self._call("GET", "/transactions", params, kind=kind).body
+        return self._call("GET", "/transactions", params).body
 
     def transactions_by_id(self, ids: Sequence[int], *, id_lists: bool) -> TransactionsAnswer:
         """Transactions by number, in as many calls as the release needs; unknown numbers are just absent."""
@@ -319,22 +314,21 @@ class SteveClient:
             FeatureMissing: up to 3.11.
             SteveError: all others.
         """
-        return decode_details(self.ask_details(transaction_id, {}, kind="details"))
+        return decode_details(self.ask_details(transaction_id, {}))
 
-    def ask_details(self, transaction_id: int, params: Mapping[str, str], *, kind: CallKind) -> bytes:
+    def ask_details(self, transaction_id: int, params: Mapping[str, str]) -> bytes:
         """``GET /transactions/{id}`` undecoded, parameters as given; for probing what a release does."""
         return self._call(
             "GET",
             f"/transactions/{int(transaction_id)}",
             params,
-            kind=kind,
             name="GET /transactions/{id}",
             feature="meter values of a transaction (3.12 and newer do)",
         ).body
 
     def tags(self) -> TagsAnswer:
         """All tags. StEvE reads its whole history for that: seconds at 300,000 transactions."""
-        return decode_tags(self._call("GET", "/ocppTags", {}, kind="tags").body)
+        return decode_tags(self._call("GET", "/ocppTags", {}).body)
 
     def tag(self, pk: int) -> Tag:
         """One tag by StEvE's number of it.
@@ -344,7 +338,7 @@ class SteveClient:
             SteveError: all others.
         """
         answer = self._call(
-            "GET", f"/ocppTags/{int(pk)}", {}, kind="tag", name="GET /ocppTags/{pk}", feature="tags by number"
+            "GET", f"/ocppTags/{int(pk)}", {}, name="GET /ocppTags/{pk}", feature="tags by number"
         )
         return decode_tag(answer.body)
 
@@ -363,7 +357,6 @@ class SteveClient:
             "PATCH",
             f"/transactions/{int(transaction_id)}/stop",
             {},
-            kind="stop",
             name="PATCH /transactions/{id}/stop",
             feature="closing a transaction (3.12 and newer do)",
         )
@@ -383,7 +376,6 @@ class SteveClient:
             "GET",
             "/transactions/reports/csv",
             {"from": window["from"] + "Z", "to": window["to"] + "Z"},
-            kind="report",
             feature="the report of stopped transactions (3.12 and newer do)",
             accept=b"text/csv",
         )
@@ -397,14 +389,13 @@ class SteveClient:
         path: str,
         params: Mapping[str, str],
         *,
-        kind: CallKind,
         name: str | None = None,
         feature: str | None = None,
         accept: bytes = b"application/json",
     ) -> Answer:
         """A call below the located address; returns only what StEvE answered with 2xx."""
         base = self.locate()
-        answer = self._send(method, base, path, params, kind=kind, name=name, accept=accept)
+        answer = self._send(method, base, path, params, name=name, accept=accept)
         try:
             return self._accepted(answer, feature=feature)
         except WrongAddress:
@@ -430,7 +421,6 @@ class SteveClient:
         path: str,
         params: Mapping[str, str],
         *,
-        kind: CallKind,
         name: str | None = None,
         accept: bytes = b"application/json",
     ) -> Answer:
@@ -445,10 +435,9 @@ class SteveClient:
             with effect(f"http steve {name or f'{method} {path}'}"):
                 return self._exchange(method, base, path + query, accept)
         finally:
-            duration_s = self._clock() - started
+            took_s = self._clock() - started
             with self._lock:
-                self.busy_s += duration_s
-                self.last_duration_s[kind] = duration_s
+                self.busy_s += took_s
 
     def _exchange(self, method: str, base: str, target: str, accept: bytes) -> Answer:
         headers = [(b"Accept", accept), *self.settings.credentials()]
@@ -542,14 +531,6 @@ def _window(from_: datetime | None, to: datetime | None) -> dict[str, str]:
 
 def _seconds(moment: datetime) -> str:
     return moment.replace(tzinfo=None).isoformat(timespec="seconds")
-
-
-def _kind_of(params: Mapping[str, str]) -> CallKind:
-    if "transactionPk" in params:
-        return "by_id"
-    if params.get("type") == "ACTIVE":
-        return "active"
-    return "window" if "from" in params else "everything"
 
 
 def _is_sign_in_of(base: str, answer: Answer) -> bool:

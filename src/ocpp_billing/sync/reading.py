@@ -25,7 +25,7 @@ from ocpp_billing.charging.stuck import StuckSearch
 from ocpp_billing.charging.tags import ingest_tags
 from ocpp_billing.database import fenced_transaction, refresh_statistics
 from ocpp_billing.effects import effect
-from ocpp_billing.steve.capabilities import Capabilities, override, probe
+from ocpp_billing.steve.capabilities import Capabilities, from_settings, probe
 from ocpp_billing.steve.discovery import Discovery, night_is_due, night_of
 from ocpp_billing.steve.errors import BadRequest, FeatureMissing, SteveError, WrongAddress
 from ocpp_billing.steve.identity import AnotherSteveError
@@ -203,12 +203,13 @@ def _restored(progress: dict[str, Any]) -> Restored | None:
 def _capabilities(config: Config, steve: SteveClient, source: Source) -> Capabilities:
     """What this StEvE's release can do: from the settings, from the ledger, or found out now."""
     api_url = steve.locate(source.base_url)
-    if config.steve_release:
+    meant = from_settings(config)
+    if meant is not None:
         if source.base_url != api_url:
             source.base_url, source.capabilities = api_url, None
             with effect("db commit capabilities"):
                 source.save(update_fields=["base_url", "capabilities"])
-        return override(config.steve_release, has_username=config.steve_api_username is not None)
+        return meant
     if source.capabilities and source.base_url == api_url:
         try:
             known = Capabilities.from_dict(source.capabilities)

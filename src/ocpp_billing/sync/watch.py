@@ -11,7 +11,7 @@ from django.db import connection
 from ocpp_billing.charging.known import KnownSessions
 from ocpp_billing.charging.models import MalformedRow, Source
 from ocpp_billing.effects import effect
-from ocpp_billing.steve.capabilities import Capabilities, override
+from ocpp_billing.steve.capabilities import Capabilities, from_settings
 from ocpp_billing.steve.discovery import Discovery
 from ocpp_billing.steve.wire import fingerprint
 from ocpp_billing.sync.heartbeat import leader_transaction
@@ -106,8 +106,9 @@ def _capabilities(config: Config, source: Source) -> Capabilities | None:
     """
     if not source.progress.get("backfilled_at"):
         return None
-    if config.steve_release:
-        return override(config.steve_release, has_username=config.steve_api_username is not None)
+    meant = from_settings(config)
+    if meant is not None:
+        return meant
     try:
         return Capabilities.from_dict(source.capabilities or {})
     except ValueError:
