@@ -279,6 +279,26 @@ def test_a_viewer_finds_a_tag_by_its_last_four_characters_and_cannot_feel_for_th
         assert call("GET", f"{path}{feeler}")[1]["items"] == [], feeler
 
 
+def test_a_note_of_a_mapping_which_may_name_any_tag_is_not_for_viewers(as_token, now):
+    mapping = ledger.add_mapping(now, tag=TAG)
+    TagMapping.objects.update(note="instead of DE-LOST-0815")
+    for role, note in ((Role.OPERATOR, "instead of DE-LOST-0815"), (Role.VIEWER, "")):
+        call = as_token(role)
+        assert call("GET", f"/mappings/{mapping.pk}")[1]["note"] == note
+        assert call("GET", "/mappings")[1]["items"][0]["note"] == note
+
+
+def test_lines_of_equal_energy_do_not_stand_in_the_order_of_tags_for_viewers(as_token, now):
+    for tag in ("A-0003", "B-0002", "C-0001"):
+        ledger.add_session(now, state="confirmed", energy_wh=1_000, tag=tag)
+    for role, keys in (
+        (Role.OPERATOR, ["A-0003", "B-0002", "C-0001"]),
+        (Role.VIEWER, ["…0001", "…0002", "…0003"]),
+    ):
+        lines = as_token(role)("GET", "/balance/by/tag")[1]["lines"]
+        assert [line["key"] for line in lines] == keys
+
+
 def test_words_about_an_identity_conflict_name_other_tags_and_are_not_for_viewers(as_token, now):
     session = ledger.add_session(now, tag=TAG, reason="identity_conflict")
     Decision.objects.create(

@@ -1,5 +1,6 @@
 """The balance: every watt-hour accounted for."""
 
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -32,11 +33,9 @@ def get_breakdown(
     query: Query[Range],
 ) -> Any:
     """The balance broken down. A range is about when sessions stopped; without, it adds up to the balance."""
-    lines = [
-        row.to_json()
-        for row in balance_by(settings.CONFIG.steve_source, dimension, from_=query.since, to=query.until)
-    ]
-    if dimension == "tag":
-        for line in lines:
-            line["key"] = None if line["key"] is None else request.auth.tag(line["key"])
-    return {"by": dimension, "lines": lines}
+    rows = balance_by(settings.CONFIG.steve_source, dimension, from_=query.since, to=query.until)
+    if dimension == "tag" and not request.auth.sees_tags:
+        rows = [replace(row, key=row.key and request.auth.tag(row.key)) for row in rows]
+        # Of equal energy in the order of what is seen: that of whole tags would tell about them.
+        rows.sort(key=lambda row: (row.key is None, -row.total.energy_wh, row.key or ""))
+    return {"by": dimension, "lines": [row.to_json() for row in rows]}

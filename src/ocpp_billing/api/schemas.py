@@ -209,7 +209,10 @@ class MappingSwitch(Schema):
 
 
 class Mapping(Schema):
-    """An interval in which a tag belonged to a customer; viewers see the tag's last four characters."""
+    """An interval in which a tag belonged to a customer.
+
+    Viewers see the tag's last four characters, and no note, which may name one.
+    """
 
     id: int
     id_tag: str

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.contrib import messages
+from django.db import transaction
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST
 
@@ -30,8 +31,9 @@ def ask_for_run(request: HttpRequest) -> str:
 def sync_now(request: HttpRequest) -> HttpResponse:
     """Request a run; operators and admins only."""
     user = person(request)
-    requested = request_run(settings.CONFIG.steve_source, trigger="manual", requested_by=user.email)
-    record("sync.requested", user=user, target=f"run {requested.run_id}", request=request)
+    with transaction.atomic():
+        requested = request_run(settings.CONFIG.steve_source, trigger="manual", requested_by=user.email)
+        record("sync.requested", user=user, target=f"run {requested.run_id}", request=request)
     if request.headers.get("HX-Request") == "true":
         return render(request, "portal/parts/sync_says.html", {"requested": requested})
     level = messages.WARNING if requested.status == "no worker" else messages.SUCCESS
