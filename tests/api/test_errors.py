@@ -30,7 +30,8 @@ def check_shape(body):
         ("GET", "/sessions?cursor=nonsense", None, 422, "invalid"),
         ("GET", "/sessions?from=yesterday", None, 422, "invalid"),
         ("GET", "/sessions/99999999999999999999", None, 422, "invalid"),
-        ("POST", "/users", {"email": "x", "name": "X", "role": "viewer"}, 422, "invalid"),
+        ("POST", "/users", {"email": "x@example.org", "name": "X", "role": "king"}, 422, "invalid"),
+        ("POST", "/users", {"email": "x@example.org", "name": "X", "role": "viewer"}, 403, "forbidden"),
     ],
 )
 def test_errors_have_one_shape(as_token, method, path, data, status, code):
