@@ -143,7 +143,8 @@ def test_up_starts_a_database_again_that_ended(data, port, tmp_path):
     assert "Traceback" not in up.said()
 
 
-@pytest.mark.parametrize("service", ["web", pytest.param("worker", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("service", ["web", "worker"])
 def test_a_service_by_itself_starts_its_database_again_too(data, port, tmp_path, service):
     arguments = [service, *(["--port", str(port)] if service == "web" else [])]
     alone = settings(data) | {"AUTH_SECRET": "s" * 32}

@@ -82,7 +82,9 @@ def test_the_beginning_of_billing(live, phase):
     live.assert_conserved()
 
 
-@pytest.mark.parametrize("phase", ["before", "after", "never"])
+@pytest.mark.parametrize(
+    "phase", ["after", *(pytest.param(phase, marks=pytest.mark.long) for phase in ("before", "never"))]
+)
 def test_the_name_of_the_source_bills_nothing_again(live, phase):
     session = live.session("TAG-ALICE", energy_wh=1_000)
     if phase == "never":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ocpp_billing.simulators.steve_store import STATION, MeterValue
 from ocpp_billing.simulators.steve_time import DAY_MS
@@ -28,10 +28,6 @@ class Generated:
     stopped: int
     open: int
     delivered_wh: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def generate(
