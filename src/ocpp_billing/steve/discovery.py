@@ -555,7 +555,10 @@ class Discovery:
             limit=limit,
         )
         # What is not asked for is not noted down, so a round that has just ended begins anew at once.
-        ids = ids_after(int(self.progress.get("recheck_after", 0))) or ids_after(0)
+        after = int(self.progress.get("recheck_after", 0))
+        ids = ids_after(after)
+        if after and not ids:
+            ids = ids_after(0)
         self.progress["recheck_after"] = ids[-1] if len(ids) == limit else 0
         self._ask(ids)
 
