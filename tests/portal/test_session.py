@@ -15,7 +15,8 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
 from ocpp_billing.billing.models import Decision, LagoSubscription, UsageEvent
 from ocpp_billing.charging.models import ChargingSession, IdTagParent
-from tests.engine.test_scenarios_delivering import live, revised  # noqa: F401
+from tests.engine.conftest import live  # noqa: F401
+from tests.engine.test_scenarios_delivering import revised
 from tests.portal import ledger
 from tests.portal.conftest import BACKEND, add_person
 
