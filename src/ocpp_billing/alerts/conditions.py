@@ -218,7 +218,7 @@ def _rejected(source: str) -> Condition | None:
     return Condition(
         "events_rejected",
         f"Lago rejected usage events of {sessions} sessions with {say_kwh(energy_wh)} kWh.",
-        "Read Lago's words at the session in the portal, mend the cause, and retry them there.",
+        "Read Lago's words at the session in the portal, mend the cause, then “Send again” there.",
         sessions,
     )
 

@@ -36,7 +36,7 @@ from ocpp_billing.mappings.store import MAX_ID_TAG_LENGTH, MappingError
 from ocpp_billing.mappings.tags import list_tags
 from ocpp_billing.portal.access import find_here, needs, person
 from ocpp_billing.portal.format import count, kwh, stamp
-from ocpp_billing.portal.mapping_payer import Payer, Remark, find_payer, remarks_about
+from ocpp_billing.portal.mapping_payer import Payer, find_payer, remarks_about
 from ocpp_billing.portal.mappings import month_start
 from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.wording import STATES, of_reason
@@ -533,7 +533,7 @@ def group_rows(preview: MappingPreview) -> list[dict[str, Any]]:
     ]
 
 
-def _late_remarks(payer: Payer, proposal: Proposal, preview: MappingPreview) -> list[Remark]:
+def _late_remarks(payer: Payer, proposal: Proposal, preview: MappingPreview) -> list[str]:
     row = payer.row_of(proposal.subscription)
     if row is None or row.period_from is None:
         return []
@@ -562,4 +562,4 @@ def _late_remarks(payer: Payer, proposal: Proposal, preview: MappingPreview) -> 
             "Lago has invoiced that time, so they will be held as “Period already closed” until you decide.",
             len(late),
         )
-    return [Remark("warn", says % figures)]
+    return [says % figures]

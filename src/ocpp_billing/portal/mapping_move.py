@@ -24,7 +24,7 @@ from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.format import count, kwh
 from ocpp_billing.portal.mapping_form import FOUND, OFFERED, find_mapping
-from ocpp_billing.portal.mapping_payer import find_payer, remarks_about
+from ocpp_billing.portal.mapping_payer import find_payer, remarks_about_customer
 from ocpp_billing.portal.paging import read_page
 from ocpp_billing.sync.policy import policy_of
 
@@ -173,9 +173,7 @@ def mapping_move(request: HttpRequest, mapping_id: int) -> HttpResponse:
         "most": AT_ONCE,
         "values": values,
         "payer": payer,
-        "remarks": remarks_about(payer, values["subscription"] or None, verified=True)
-        if payer.external_id and not payer.error
-        else [],
+        "remarks": remarks_about_customer(payer) if payer.external_id and not payer.error else [],
         "errors": errors,
         "offered_customers": list(LagoCustomer.objects.order_by("name")[:OFFERED]),
     }

@@ -87,72 +87,56 @@ def find_payer(config: Config, external_id: str, *, refresh: bool = False) -> Pa
     return Payer(external_id, customer, list(rows.values()), found.unreachable)
 
 
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Something to know before saving; ``tone``: info, warn or bad."""
-
-    tone: str
-    says: str
-
-
-def remarks_about(payer: Payer, subscription: str | None, *, verified: bool) -> list[Remark]:
-    """What a mapping to this customer and subscription means for its sessions, worst first."""
+def remarks_about(payer: Payer, subscription: str | None, *, verified: bool) -> list[str]:
+    """What somebody should know before a mapping to this customer and subscription is saved."""
     remarks = []
     if not verified:
         remarks.append(
-            Remark(
-                "warn",
-                _(
-                    "Lago cannot be asked whether it knows this customer and subscription. The mapping is "
-                    "saved as not verified; its sessions are held until Lago confirms them."
-                ),
+            _(
+                "Lago cannot be asked whether it knows this customer and subscription. The mapping is saved "
+                "as not verified. The next run asks; if Lago does not know them, the sessions are held as "
+                "“No subscription”."
             )
         )
-    if payer.dotted:
-        remarks.append(
-            Remark(
-                "warn",
-                _(
-                    "The customer's id holds a dot or a slash. Lago (up to 1.51) cannot show the usage of "
-                    "such a customer: billing works, but what it counts cannot be checked back, and too much "
-                    "billed must be refunded by hand. Better give the customer an id without one in Lago."
-                ),
-            )
-        )
+    remarks += remarks_about_customer(payer)
     active = payer.active
     if verified and subscription is None and not active:
         remarks.append(
-            Remark(
-                "warn",
-                _(
-                    "The customer has no active subscription in Lago. Their sessions are held as “No "
-                    "subscription”, and billed by themselves once one that was in force then exists."
-                ),
+            _(
+                "The customer has no active subscription in Lago. Their sessions are held as “No "
+                "subscription”, and billed by themselves once one that was in force then exists."
             )
         )
     if subscription is None and len(active) > 1:
         remarks.append(
-            Remark(
-                "warn",
-                _(
-                    "The customer has %(n)s active subscriptions (%(names)s). Where more than one of them "
-                    "charges the energy, choosing would be a guess: the sessions are held as “Several "
-                    "subscriptions”. Choose one."
-                )
-                % {"n": len(active), "names": ", ".join(row.external_id for row in active)},
+            _(
+                "The customer has %(n)s active subscriptions (%(names)s). Where more than one of them "
+                "charges the energy, choosing would be a guess: the sessions are held as “Several "
+                "subscriptions”. Choose one."
             )
+            % {"n": len(active), "names": ", ".join(row.external_id for row in active)}
         )
     if subscription is not None and payer.subscriptions:
         row = next((row for row in payer.subscriptions if row.external_id == subscription), None)
         if row is not None and row.status != "active":
             remarks.append(
-                Remark(
-                    "warn",
-                    _(
-                        "Subscription %(name)s is %(status)s in Lago: sessions of a time when it is not in "
-                        "force are held as “No subscription”."
-                    )
-                    % {"name": subscription, "status": row.status},
+                _(
+                    "Subscription %(name)s is %(status)s in Lago: sessions of a time when it is not in "
+                    "force are held as “No subscription”."
                 )
+                % {"name": subscription, "status": row.status}
             )
     return remarks
+
+
+def remarks_about_customer(payer: Payer) -> list[str]:
+    """What somebody should know before anything is billed to this customer."""
+    if not payer.dotted:
+        return []
+    return [
+        _(
+            "The customer's id holds a dot or a slash. Lago (up to 1.51) cannot show the usage of such a "
+            "customer: billing works, but what it counts cannot be checked back, and too much billed must be "
+            "refunded by hand. Better give the customer an id without one in Lago."
+        )
+    ]

@@ -142,7 +142,8 @@ GROUP BY state, reason
 def attention_groups(source: str, balance: Balance) -> list[AttentionGroup]:
     """What needs a person, most energy at stake first.
 
-    Sessions and energy are the counters of the balance: they add up to the table beside them.
+    Sessions and energy are the counters of the balance: they add up to the table beside them, but for the
+    sessions that are not decided yet: those need a run and no person.
     """
     waiting = {
         (state, reason): (since, evidence_wh)
@@ -150,7 +151,7 @@ def attention_groups(source: str, balance: Balance) -> list[AttentionGroup]:
     }
     groups = []
     for (state, reason), amount in balance.parts.items():
-        if amount and state in {"held", "rejected", "stuck"}:
+        if amount and state in {"held", "rejected", "stuck"} and reason != "undecided":
             since, evidence_wh = waiting.get((state, reason), (None, 0))
             groups.append(
                 AttentionGroup(state, reason, amount.sessions, amount.energy_wh, evidence_wh, since)

@@ -59,7 +59,7 @@ REASONS: dict[str, ReasonWords] = {
             "identity_conflict",
             _("Identity changed"),
             _("StEvE now shows another tag or another session under a known number: who pays is unclear."),
-            _("Check whether StEvE was restored or migrated, then decide about these sessions one by one."),
+            _("Check whether StEvE was restored or migrated; then “It is the same tag”, or decide each."),
         ),
         ReasonWords(
             "clock_skew",
@@ -125,25 +125,25 @@ REASONS: dict[str, ReasonWords] = {
             "late_period",
             _("Period already closed"),
             _("Its billing period is invoiced already; Lago would not bill it any more."),
-            _("Accept it into the current period, bill it by hand, or exclude it with a note."),
+            _("“Bill in the current period”, or bill it by hand and exclude it with a note."),
         ),
         ReasonWords(
             "changed_after_billing",
             _("Changed after billing"),
             _("StEvE changed a session that was billed, by more than is corrected without asking."),
-            _("Compare both versions, then accept or refuse the correction."),
+            _("Compare both versions, then “Bill the correction” or “Leave as billed”."),
         ),
         ReasonWords(
             "refund_by_credit_note",
             _("Refund by credit note"),
             _("Too much was billed, and Lago cannot take it back by a usage event."),
-            _("Issue a credit note in Lago for the energy shown, then mark it as credited."),
+            _("Issue a credit note in Lago for the energy shown, then “Mark as credited”."),
         ),
         ReasonWords(
             "conflict_in_lago",
             _("Conflict in Lago"),
             _("Lago holds an event under our number that says something else: which one counts is unclear."),
-            _("Compare both, correct the difference in Lago by hand, then mark it as settled."),
+            _("Compare both, correct the difference in Lago by hand, then “Mark as settled by hand”."),
         ),
         ReasonWords(
             "undecided",
@@ -196,7 +196,7 @@ REJECTED = ReasonWords(
     "rejected",
     _("Rejected by Lago"),
     _("Lago refused the usage event, so this energy is not invoiced."),
-    _("Read Lago's answer, mend its cause there, then retry."),
+    _("Read Lago's answer, mend its cause there, then “Send again”."),
 )
 
 
