@@ -8,7 +8,7 @@ import pytest
 
 from ocpp_billing.accounts.models import AuditEntry
 from ocpp_billing.billing import review
-from ocpp_billing.billing.bulk import order_each
+from ocpp_billing.billing.bulk import order_each, standing
 from ocpp_billing.billing.models import Ruling, UsageEvent
 from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
@@ -157,7 +157,8 @@ def test_an_order_about_many_says_what_became_of_each(live):
     billed = live.session("TAG-ALICE", "CP-9", energy_wh=4_000)
     live.sync()
     ids = {steve_id: session_of(steve_id).pk for steve_id in (*held, billed)}
-    seen = dict.fromkeys([*ids.values(), 10**9], 1) | {ids[held[0]]: 0}
+    seen = {session.pk: standing(session) for session in ChargingSession.objects.filter(pk__in=ids.values())}
+    seen |= {ids[held[0]]: "0.unmapped_tag.1000", 10**9: "1.None.0"}
     outcomes = order_each(seen, lambda session_id: review.exclude(session_id, note="a test", by="test"))
     assert [(each.steve_id, each.energy_wh, each.refused is None) for each in outcomes] == [
         (held[0], 1_000, False),

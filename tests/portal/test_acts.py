@@ -174,9 +174,10 @@ def test_a_session_is_assigned_to_a_customer_though_lago_is_away(operator, now, 
 
 def test_a_rejected_event_is_sent_again(operator, now):
     session = ledger.add_session(now, state="rejected", reason="value_is_invalid")
-    operator.post(f"/sessions/{session.pk}/retry", {"next": "/"})
+    operator.post(f"/sessions/{session.pk}/retry", {"note": "the metric is there again", "next": "/"})
     session.refresh_from_db()
     assert session.state == "queued"
+    assert AuditEntry.objects.get(action="event.retry").note == "the metric is there again"
 
 
 def test_a_tag_is_acknowledged_for_all_its_sessions(operator, now):

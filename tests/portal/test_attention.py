@@ -251,6 +251,27 @@ def test_queries_do_not_grow_with_the_sessions(operator, now):
     assert max(before) <= 30
 
 
+@pytest.mark.parametrize(
+    ("until", "label", "leads"),
+    [(None, "Switch the mapping on", "/switch"), (timedelta(hours=1), "Look at the mapping", "")],
+)
+def test_a_mapping_that_is_switched_off_is_switched_on_and_not_made_anew(operator, now, until, label, leads):
+    mapping = ledger.add_mapping(now, tag="TAG-7", active=False, until=until)
+    session = held(now, "mapping_inactive", tag="TAG-7")
+    Decision.objects.update(mapping=mapping)
+    for path in (
+        "/attention",
+        f"/attention/held/mapping_inactive?tag={session.id_tag_id}",
+        f"/sessions/{session.pk}",
+    ):
+        page = text_of(operator.get(path))
+        assert label in page
+        assert f'href="/mappings/{mapping.pk}{leads}"' in page
+        assert "/mappings/new?tag" not in page
+    Decision.objects.update(mapping=ledger.add_mapping(now, tag="PARENT", active=False))
+    assert "/mappings/new?tag=TAG-7" in text_of(operator.get(f"/sessions/{session.pk}"))
+
+
 # -- orders about many ------------------------------------------------------------------------------------
 
 
@@ -305,6 +326,16 @@ def test_what_changed_meanwhile_is_left_and_named(operator, now):
     assert "Session 3 is not held (confirmed)" in page
     assert "Accepted: 1 session, 600.000 kWh." in page
     assert Ruling.objects.get().session_id == first.pk
+
+
+def test_what_is_held_for_another_reason_or_amount_by_now_is_left(operator, now):
+    late, less = held(now, "implausible", energy_wh=600_000), held(now, "implausible", energy_wh=600_000)
+    _, form = preview(operator, "act=accept&state=held&reason=implausible")
+    ChargingSession.objects.filter(pk=late.pk).update(reason="late_period")
+    ChargingSession.objects.filter(pk=less.pk).update(rest_wh=5_000)
+    page = text_of(operator.post("/attention/act", form | {"note": ""}))
+    assert "2 sessions were left as they are" in page
+    assert not Ruling.objects.exists()
 
 
 def test_refunds_of_one_credit_note_are_settled_together(operator, now):

@@ -33,12 +33,12 @@ class OrderOutcome:
     refused: str | None = None
 
 
-def order_each(seen: Mapping[int, int], order: Callable[[int], None]) -> list[OrderOutcome]:
+def order_each(seen: Mapping[int, str], order: Callable[[int], None]) -> list[OrderOutcome]:
     """Give the same order about each of these sessions, in the order in which decisions lock them.
 
     Args:
-        seen: our number of each session -> its revision as the person saw it; those that do not exist are
-            left out.
+        seen: our number of each session -> its :func:`standing` as the person saw it; those that do not
+            exist are left out.
         order: of :mod:`billing.review` and its like; refuses by a ReviewError.
 
     Returns:
@@ -87,9 +87,9 @@ def order_as_seen(session_id: int, seen: str, order: Callable[[], str]) -> str:
         return order()
 
 
-def _order(session: ChargingSession, revision: int, order: Callable[[int], None]) -> OrderOutcome:
+def _order(session: ChargingSession, seen: str, order: Callable[[int], None]) -> OrderOutcome:
     refused = None
-    if session.revision != revision:
+    if standing(session) != seen:
         refused = f"Session {session.steve_id} has changed meanwhile: look at it again."
     else:
         try:

@@ -168,7 +168,7 @@ def enter_reading(
         )
 
 
-def retry_rejected(event_id: int, *, by: str, user: User | None = None) -> None:
+def retry_rejected(event_id: int, *, by: str, user: User | None = None, note: str = "") -> None:
     """Send an event again that Lago refused or could not digest, after the cause was mended.
 
     Raises:
@@ -189,10 +189,11 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None) -> None:
             actor=by,
             target=f"event:{event.transaction_id}",
             before={"answer": event.answer},
+            note=note,
         )
 
 
-def retry_session(session_id: int, *, by: str, user: User | None = None) -> None:
+def retry_session(session_id: int, *, by: str, user: User | None = None, note: str = "") -> None:
     """Send all events of a session again that Lago refused.
 
     Raises:
@@ -203,7 +204,7 @@ def retry_session(session_id: int, *, by: str, user: User | None = None) -> None
     if not rejected:
         raise ReviewError("Lago refused nothing of that session, or it is queued again already.")
     for event_id in rejected:
-        retry_rejected(event_id, by=by, user=user)
+        retry_rejected(event_id, by=by, user=user, note=note)
 
 
 def acknowledge_identity(tag_id: int, *, note: str, by: str, user: User | None = None) -> None:

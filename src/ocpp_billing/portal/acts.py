@@ -33,10 +33,11 @@ from ocpp_billing.billing.closing import (
     preview_close,
 )
 from ocpp_billing.billing.customers import verify_payer
-from ocpp_billing.billing.models import LagoSubscription
+from ocpp_billing.billing.models import Decision, LagoSubscription
 from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.config import ConfigError
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
@@ -51,13 +52,14 @@ from ocpp_billing.steve.errors import SteveError
 from ocpp_billing.sync.clients import steve_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from django.http import HttpRequest, HttpResponse
 
     from ocpp_billing.accounts.models import User
     from ocpp_billing.billing.closing import ClosePreview
+    from ocpp_billing.mappings.models import TagMapping
     from ocpp_billing.steve.client import SteveClient
 
 # A person waits for the preview.
@@ -177,7 +179,7 @@ def offered_acts(session: ChargingSession, *, back: str, sent: bool) -> list[dic
         sent: an event of it was attempted and stands.
     """
     acts = acts_of([session], closable=can_close_in_steve(), sent=[session.pk] if sent else [])
-    return act_links(session, acts[session.pk], back=back)
+    return act_links(session, acts[session.pk], find_switched_off([session]).get(session.pk), back=back)
 
 
 def find_session(session_id: int) -> ChargingSession:
@@ -196,31 +198,56 @@ def can_close_in_steve() -> bool:
     return capabilities is not None and capabilities.manual_stop
 
 
-def act_links(session: ChargingSession, acts: list[Act], *, back: str) -> list[dict[str, Any]]:
-    """These acts of a session as links, without those whose page is not there."""
+def act_links(
+    session: ChargingSession, acts: list[Act], switched_off: TagMapping | None, *, back: str
+) -> list[dict[str, Any]]:
+    """These acts of a session as links.
+
+    Args:
+        session: whose.
+        acts: the open ones.
+        switched_off: of :func:`find_switched_off`.
+        back: the page to come back to.
+    """
     links = []
     for act in acts:
-        address = act_address(session, act, back=back)
-        if address:
-            words = act_words(act, session.reason)
-            links.append({"act": act, "label": words.label, "icon": words.icon, "address": address})
+        if act is Act.MAP:
+            links.append(map_link(session.id_tag_text, switched_off))
+            continue
+        words = act_words(act, session.reason)
+        address = f"{reverse('portal:session_act', args=[session.pk, act.value])}?{_query(next=back)}"
+        links.append({"act": act, "label": words.label, "icon": words.icon, "address": address})
     return links
 
 
-def act_address(session: ChargingSession, act: Act, *, back: str) -> str:
-    """Where an act is done; empty where this portal has no page for it."""
-    if act is Act.MAP:
-        return map_address(session.id_tag_text)
-    address = reverse("portal:session_act", args=[session.pk, act.value])
-    return f"{address}?{_query(next=back)}"
+def find_switched_off(sessions: Iterable[ChargingSession]) -> dict[int, TagMapping]:
+    """Of sessions held because their tag's own mapping is switched off, that mapping, by their number."""
+    held = [session.pk for session in sessions if session.reason == Reason.MAPPING_INACTIVE]
+    if not held:
+        return {}
+    decisions = Decision.objects.filter(session__in=held).order_by("session_id", "-pk").distinct("session_id")
+    return {
+        decision.session_id: decision.mapping
+        for decision in decisions.select_related("mapping", "session")
+        if decision.mapping is not None
+        and not decision.mapping.active
+        and decision.mapping.id_tag_id == decision.session.id_tag_id
+    }
 
 
-def map_address(id_tag: str) -> str:
-    """Where a tag is mapped."""
-    try:
-        return f"{reverse('portal:mapping_new')}?{_query(tag=id_tag)}"
-    except NoReverseMatch:
-        return ""
+def map_link(id_tag: str, switched_off: TagMapping | None) -> dict[str, Any]:
+    """Where a tag is mapped; or, where its own mapping is switched off, where that is switched on."""
+    if switched_off is None:
+        words = act_words(Act.MAP, None)
+        label, icon = words.label, words.icon
+        address = f"{reverse('portal:mapping_new')}?{_query(tag=id_tag)}"
+    elif switched_off.valid_to is not None and switched_off.valid_to <= clock.now():
+        label, icon = _("Look at the mapping"), "tags"
+        address = reverse("portal:mapping", args=[switched_off.pk])
+    else:
+        label, icon = _("Switch the mapping on"), "player-play"
+        address = reverse("portal:mapping_switch", args=[switched_off.pk])
+    return {"act": Act.MAP, "label": label, "icon": icon, "address": address}
 
 
 def _query(**given: str) -> str:
@@ -469,8 +496,8 @@ def _read(session: ChargingSession, given: dict[str, Any], user: User) -> str:
     return ""
 
 
-def _retry(session: ChargingSession, given: dict[str, Any], user: User) -> str:  # noqa: ARG001 - as the others
-    review.retry_session(session.pk, by=user.email, user=user)
+def _retry(session: ChargingSession, given: dict[str, Any], user: User) -> str:
+    review.retry_session(session.pk, note=given["note"], by=user.email, user=user)
     return ""
 
 

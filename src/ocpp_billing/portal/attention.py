@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.ledger import without_tag
 from ocpp_billing.billing import review
-from ocpp_billing.billing.bulk import at_stake_wh, order_each
+from ocpp_billing.billing.bulk import at_stake_wh, order_each, standing
 from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.refunds import settle_refund
@@ -41,7 +42,8 @@ from ocpp_billing.portal.acts import (
     can_close_in_steve,
     evidence_words,
     evident_wh,
-    map_address,
+    find_switched_off,
+    map_link,
 )
 from ocpp_billing.portal.decision_words import decision_says
 from ocpp_billing.portal.format import count, kwh
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
     from ocpp_billing.accounts.models import User
     from ocpp_billing.api.auth import Caller
+    from ocpp_billing.mappings.models import TagMapping
     from ocpp_billing.portal.inbox import Behind, Cause, Cluster, Ordered
 
 ROWS = 50
@@ -84,13 +87,14 @@ def attention(request: HttpRequest) -> HttpResponse:
     samples = ChargingSession.objects.in_bulk(
         [cluster.sample for cause in shown for cluster in cause.clusters]
     )
+    switched_off = find_switched_off(samples.values())
     return draw_live(
         request,
         "attention",
         {
             "mark": mark,
             "now": now,
-            "causes": [_cause(cause, caller(request), samples) for cause in shown],
+            "causes": [_cause(cause, caller(request), samples, switched_off) for cause in shown],
             "sessions": sum(cause.sessions for cause in shown),
             "at_stake_wh": sum(cause.at_stake_wh for cause in shown),
             "next_end": inbox.next_period_end(now),
@@ -102,14 +106,17 @@ def attention(request: HttpRequest) -> HttpResponse:
     )
 
 
-def _cause(cause: Cause, who: Caller, samples: dict[int, ChargingSession]) -> dict[str, Any]:
+def _cause(
+    cause: Cause, who: Caller, samples: dict[int, ChargingSession], switched_off: dict[int, TagMapping]
+) -> dict[str, Any]:
     return {
         "cause": cause,
         "words": wording.of_reason(cause.state, cause.reason),
         "state": wording.STATES[cause.state],
         "address": _group_address(cause.state, cause.reason),
         "clusters": [
-            _cluster(cause, cluster, who.user) | {"says": _says(cluster, samples.get(cluster.sample), who)}
+            _cluster(cause, cluster, switched_off.get(cluster.sample), who.user)
+            | {"says": _says(cluster, samples.get(cluster.sample), who)}
             for cluster in cause.clusters
         ],
         "more": cause.clusters_in_all - len(cause.clusters),
@@ -130,7 +137,7 @@ def _days(cause: Cause) -> int | None:
     return None if cause.period_to is None else max((cause.period_to - clock.now()).days, 0)
 
 
-def _cluster(cause: Cause, cluster: Cluster, user: User) -> dict[str, Any]:
+def _cluster(cause: Cause, cluster: Cluster, switched_off: TagMapping | None, user: User) -> dict[str, Any]:
     """One line of a cause, with the act that settles all of it."""
     name = cluster.name
     if cause.dimension == "tag" and name is not None:
@@ -140,18 +147,21 @@ def _cluster(cause: Cause, cluster: Cluster, user: User) -> dict[str, Any]:
         "cluster": cluster,
         "name": name or _("nobody"),
         "address": address,
-        "act": _suggested(cause, cluster, name or "") if user.is_operator else None,
+        "act": _suggested(cause, cluster, name or "", switched_off) if user.is_operator else None,
     }
 
 
-def _suggested(cause: Cause, cluster: Cluster, name: str) -> dict[str, Any] | None:
+def _suggested(
+    cause: Cause, cluster: Cluster, name: str, switched_off: TagMapping | None
+) -> dict[str, Any] | None:
     """The one act that settles most of a cluster, with its numbers in place."""
     numbers = {"sessions": _sessions(cluster.sessions), "energy": kwh(abs(cluster.energy_wh)), "name": name}
     if cause.reason in {"unmapped_tag", "mapping_inactive"}:
-        address = map_address(name)
-        if address:
-            says = _("Map %(name)s → %(sessions)s, %(energy)s kWh are billed") % numbers
-            return {"says": says, "icon": "tags", "address": address}
+        link = map_link(name, switched_off)
+        if switched_off is None:
+            return link | {"says": _("Map %(name)s → %(sessions)s, %(energy)s kWh are billed") % numbers}
+        numbers["label"] = link["label"]
+        return link | {"says": _("%(label)s: %(sessions)s, %(energy)s kWh") % numbers}
     if cause.reason == "identity_conflict":
         says = _("%(name)s is the same tag → %(sessions)s, %(energy)s kWh are billed") % numbers
         address = reverse("portal:session_act", args=[cluster.sample, Act.ACKNOWLEDGE.value])
@@ -278,6 +288,7 @@ def group(request: HttpRequest, state: str, reason: str) -> HttpResponse:
     page = read_page(request, "waiting", read, lambda session: session.pk, size=ROWS)
     open_acts = acts_of(page.rows, closable=can_close_in_steve())
     many = {act for acts in open_acts.values() for act in acts}
+    switched_off = find_switched_off(page.rows)
     tag = None if chosen.tag is None else IdTag.objects.filter(pk=chosen.tag, source_id=source).first()
     words = wording.of_reason(state, chosen.reason)
     return draw_live(
@@ -289,12 +300,12 @@ def group(request: HttpRequest, state: str, reason: str) -> HttpResponse:
             "words": words,
             "state": wording.STATES[state],
             "page": page,
-            "rows": _rows(page.rows, open_acts, caller(request), back=request.get_full_path()),
+            "rows": _rows(page.rows, open_acts, switched_off, caller(request), back=request.get_full_path()),
             "in_all": chosen.sessions().count(),
             "tag": tag,
-            "map_address": map_address(tag.text)
+            "map_link": map_link(tag.text, next(iter(switched_off.values()), None))
             if tag is not None and chosen.reason in {"unmapped_tag", "mapping_inactive"}
-            else "",
+            else None,
             "filtered": chosen.customer or chosen.charge_box,
             "many": [{"act": act, "words": act_words(act, chosen.reason)} for act in FOR_MANY if act in many]
             if user.is_operator
@@ -306,7 +317,12 @@ def group(request: HttpRequest, state: str, reason: str) -> HttpResponse:
 
 
 def _rows(
-    sessions: Sequence[ChargingSession], open_acts: dict[int, list[Act]], who: Caller, *, back: str
+    sessions: Sequence[ChargingSession],
+    open_acts: dict[int, list[Act]],
+    switched_off: dict[int, TagMapping],
+    who: Caller,
+    *,
+    back: str,
 ) -> list[dict[str, Any]]:
     behind = inbox.read_behind(sessions)
     return [
@@ -316,7 +332,7 @@ def _rows(
             "evidence": _evidence(session, behind[session.pk], who),
             "at_stake_wh": at_stake_wh(session),
             "evident_wh": evident_wh(session),
-            "acts": act_links(session, open_acts[session.pk], back=back),
+            "acts": act_links(session, open_acts[session.pk], switched_off.get(session.pk), back=back),
             "address": _session_address(session),
         }
         for session in sessions
@@ -421,7 +437,7 @@ def _preview(
             ((customer, len(parts), sum(parts)) for customer, parts in by_customer.items()),
             key=lambda line: -abs(line[2]),
         ),
-        "seen": ",".join(f"{session.pk}.{session.revision}" for session in meant),
+        "seen": json.dumps({session.pk: standing(session) for session in meant}),
         "most": MOST_AT_ONCE if len(sessions) == MOST_AT_ONCE else 0,
         "form": form,
         "back": back,
@@ -466,12 +482,11 @@ _KIND = {
 }
 
 
-def _seen(text: str) -> dict[int, int] | None:
-    """Which sessions the person has seen, in which revision: ``12.1,13.4``."""
+def _seen(text: str) -> dict[int, str] | None:
+    """Which sessions the person has seen, and how each stood; None = that cannot be read."""
     try:
-        pairs = [pair.split(".") for pair in text.split(",")]
-        seen = {int(session_id): int(revision) for session_id, revision in pairs}
-    except ValueError:
+        seen = {int(session_id): str(stood) for session_id, stood in json.loads(text).items()}
+    except (ValueError, AttributeError):
         return None
     known = ChargingSession.objects.filter(source_id=settings.CONFIG.steve_source, pk__in=seen)
     return {session_id: seen[session_id] for session_id in known.values_list("pk", flat=True)[:MOST_AT_ONCE]}
@@ -493,7 +508,7 @@ def _order_of(act: Act, given: dict[str, Any], user: User) -> Callable[[int], No
         credit_note = given["credit_note"]
         return lambda session_id: settle_refund(session_id, credit_note=credit_note, note=note, **who)
     if act is Act.RETRY:
-        return lambda session_id: review.retry_session(session_id, **who)
+        return lambda session_id: review.retry_session(session_id, note=note, **who)
     customer, subscription = given["customer"].strip(), given["subscription"].strip() or None
     verify_payer(settings.CONFIG, customer, subscription)
     return lambda session_id: review.assign(
