@@ -97,9 +97,14 @@ def test_days_are_those_of_the_organisations_zone_and_the_last_one_is_whole(admi
 
 
 def test_a_day_that_is_none_is_said_beside_its_field(admin, acts):
-    answer = admin.get("/settings/audit?from=yesterday")
-    assert answer.status_code == 200
-    assert "Enter a valid date." in text(answer)
+    for query, says in (
+        ("from=yesterday", "A day such as 2026-11-30."),
+        ("to=9999-12-31", "A day between 1990 and 2200."),
+        ("from=0001-01-01", "A day between 1990 and 2200."),
+    ):
+        answer = admin.get(f"/settings/audit?{query}")
+        assert answer.status_code == 200
+        assert says in text(answer)
     answer = admin.get("/settings/audit.csv?from=yesterday")
     assert answer.headers["Location"] == "/settings/audit?from=yesterday"
 

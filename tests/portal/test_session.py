@@ -87,7 +87,7 @@ class TestOneSession:
         session = ledger.add_session(now, energy_wh=600_000, state="held", reason="implausible")
         review.accept(session.pk, note="It is a bus depot.", by="ada@example.org")
         text = shown(session)
-        assert "Accepted it although a rule holds it ada@example.org It is a bus depot." in text
+        assert "Accepted a session ada@example.org It is a bus depot." in text
         assert "600.000 kWh > 500 kWh accepted by a person" in text
         assert "It is decided anew in the next run." in text
 

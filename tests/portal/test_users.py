@@ -79,6 +79,16 @@ def test_a_role_is_changed_and_the_audit_says_from_what_to_what(admin, vera):
     assert (entry.before["name"], entry.after["name"]) == ("The viewer", "Vera")
 
 
+def test_a_page_left_open_sets_no_role_back(admin, vera):
+    page = admin.get(f"/settings/users/{vera.pk}").content.decode()
+    assert 'name="initial-role" value="viewer"' in page
+    User.objects.filter(pk=vera.pk).update(role=Role.OPERATOR)
+    shown = {"initial-name": "The viewer", "initial-role": "viewer"}
+    admin.post(f"/settings/users/{vera.pk}", shown | {"name": "Vera", "role": "viewer"})
+    vera.refresh_from_db()
+    assert (vera.name, vera.role) == ("Vera", Role.OPERATOR)
+
+
 def test_the_last_admin_stays_one(admin):
     me = User.objects.get()
     answer = admin.post(f"/settings/users/{me.pk}", {"name": "Me", "role": "viewer"})

@@ -19,6 +19,7 @@ from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.api.pages import csv_file
 from ocpp_billing.portal.access import needs
 from ocpp_billing.portal.audit_words import ACTIONS, SUBJECTS, changes, target_words
+from ocpp_billing.portal.days import day_field
 from ocpp_billing.portal.paging import read_page
 from ocpp_billing.spreadsheet import csv_lines
 
@@ -42,12 +43,8 @@ class AuditFilter(forms.Form):
     who = forms.CharField(label=gettext_lazy("Who"), max_length=254, required=False)
     action = forms.ChoiceField(label=gettext_lazy("What about"), required=False)
     target = forms.CharField(label=gettext_lazy("Which one"), max_length=200, required=False)
-    since = forms.DateField(
-        label=gettext_lazy("From"), required=False, widget=forms.DateInput({"type": "date"}, "%Y-%m-%d")
-    )
-    until = forms.DateField(
-        label=gettext_lazy("To"), required=False, widget=forms.DateInput({"type": "date"}, "%Y-%m-%d")
-    )
+    since = day_field(gettext_lazy("From"))
+    until = day_field(gettext_lazy("To"))
 
     def __init__(self, data: Any) -> None:
         # In the address they are called as everywhere: from and to.

@@ -24,6 +24,7 @@ from ocpp_billing.billing.parts import all_parted, list_parted, total_parts
 from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import caller
+from ocpp_billing.portal.days import day_field
 from ocpp_billing.portal.paging import Page, read_page
 from ocpp_billing.portal.parts_csv import part_lines
 from ocpp_billing.portal.queries import midnight
@@ -36,19 +37,8 @@ if TYPE_CHECKING:
 
 ROWS = 50
 OFFERED_CUSTOMERS = 300
-EARLIEST, LATEST = date(1990, 1, 1), date(2200, 1, 1)
 FURTHER = ("subscription", "charge_box")
 FIELDS = ("from", "to", "state", "reason", "customer", "subscription", "tag", "charge_box")
-
-
-def _day(label: Any) -> forms.DateField:
-    return forms.DateField(
-        label=label,
-        required=False,
-        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
-        input_formats=["%Y-%m-%d"],
-        error_messages={"invalid": gettext_lazy("A day such as 2026-11-30.")},
-    )
 
 
 def _text(label: Any, **attrs: str) -> forms.CharField:
@@ -72,8 +62,8 @@ class EventFilter(forms.Form):
 
     def __init__(self, data: Any, *, reasons: list[str], whole_tags: bool) -> None:
         super().__init__(data)
-        self.fields["from"] = _day(gettext_lazy("Stopped from"))  # no name of Python's
-        self.fields["to"] = _day(gettext_lazy("to"))
+        self.fields["from"] = day_field(gettext_lazy("Stopped from"))  # no name of Python's
+        self.fields["to"] = day_field(gettext_lazy("to"))
         self.order_fields(FIELDS)
         chosen = self.data.get("reason", "")
         codes = sorted({*reasons, chosen} - {""}, key=_reason_label)
@@ -85,12 +75,9 @@ class EventFilter(forms.Form):
             self.fields["tag"].label = _("Tag, last 4 characters")
 
     def clean(self) -> dict[str, Any]:
-        """Days that the calendar of every zone has, in their order."""
+        """Days in their order."""
         given: dict[str, Any] = super().clean() or {}
         since, until = given.get("from"), given.get("to")
-        for name, day in (("from", since), ("to", until)):
-            if day is not None and not EARLIEST <= day < LATEST:
-                self.add_error(name, _("A day between 1990 and 2200."))
         if since is not None and until is not None and until < since:
             self.add_error("to", _("This lies before the first day."))
         return given

@@ -21,6 +21,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Amount, counted_balance
 from ocpp_billing.config import parse_instant
 from ocpp_billing.portal.access import needs, person
+from ocpp_billing.portal.days import validate_day
 from ocpp_billing.portal.format import day_and_time
 from ocpp_billing.portal.sync_now import ask_for_run
 
@@ -38,6 +39,7 @@ class GoLiveForm(forms.Form):
         widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
         input_formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"],
         error_messages={"invalid": gettext_lazy("Enter a date and a time, such as 2026-12-01T00:00.")},
+        validators=[validate_day],
     )
 
 

@@ -1,4 +1,4 @@
-"""What a session's page calls things: who stopped it, kinds of events, Lago's answers, acts of people."""
+"""What a session's page calls things: who stopped it, kinds of events, and Lago's answers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,6 @@ KINDS: dict[str, str | Promise] = {
     "correction": gettext_lazy("Correction"),
     "move": gettext_lazy("Moved to another payer"),
     "credit": gettext_lazy("Refund by credit note"),
-}
-
-# Codes of the audit log.
-ACTS: dict[str, str | Promise] = {
-    "session.accept": gettext_lazy("Accepted it although a rule holds it"),
-    "session.assign": gettext_lazy("Assigned it to a customer"),
-    "session.close": gettext_lazy("Asked StEvE to close it"),
-    "session.closed": gettext_lazy("Closed it in StEvE"),
-    "session.credit": gettext_lazy("Marked the refund as credited"),
-    "session.exclude": gettext_lazy("Excluded what is left of it"),
-    "session.move": gettext_lazy("Moved it to another payer"),
-    "session.reading": gettext_lazy("Entered a reading"),
-    "event.retry": gettext_lazy("Sent a rejected event again"),
 }
 
 # Outcomes that deliver.py and confirm.py write beside Lago's words.

@@ -31,8 +31,9 @@ from ocpp_billing.mappings.store import load_family
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import caller
 from ocpp_billing.portal.acts import find_session
+from ocpp_billing.portal.audit_words import ACTIONS
 from ocpp_billing.portal.decision_words import decision_says
-from ocpp_billing.portal.event_words import ACTS, KINDS, STOPPED_BY, answer_says
+from ocpp_billing.portal.event_words import KINDS, STOPPED_BY, answer_says
 from ocpp_billing.portal.rule_words import LABELS, check_says
 from ocpp_billing.sync.policy import policy_of
 
@@ -328,7 +329,7 @@ def _people(found: ChargingSession, sent: list[UsageEvent], who: Caller) -> list
         {
             "at": entry.at,
             "actor": entry.actor,
-            "did": ACTS.get(entry.action, entry.action),
+            "did": ACTIONS.get(entry.action, entry.action),
             "note": without_tag(entry.note, found.id_tag_text, who),
         }
         for entry in entries

@@ -218,13 +218,17 @@ def _show_link(request: HttpRequest, **context: Any) -> HttpResponse:
 def user(request: HttpRequest, user_id: int) -> HttpResponse:
     """One person: change name and role, and what else an admin may do."""
     shown = get_object_or_404(User, pk=user_id)
-    form = UserForm(request.POST or None, initial={"name": shown.name, "role": shown.role})
+    # What the page showed is sent along: a page that was left open sets nothing back that it did not change.
+    seen = {
+        field: request.POST.get(f"initial-{field}", getattr(shown, field)) for field in UserForm.base_fields
+    }
+    form = UserForm(request.POST or None, initial=seen)
     if request.method == "POST" and form.is_valid():
         try:
             changed = people.change_person(
                 shown.pk,
-                name=form.cleaned_data["name"],
-                role=Role(form.cleaned_data["role"]),
+                name=form.cleaned_data["name"] if "name" in form.changed_data else None,
+                role=Role(form.cleaned_data["role"]) if "role" in form.changed_data else None,
                 by=person(request),
                 may_do_more=is_confirmed(request),
             )
