@@ -117,3 +117,11 @@ def test_a_customer_that_lago_does_not_have_is_refused(world, call):
     assert (unknown[0], not_theirs[0]) == (422, 422)
     assert "Lago has no customer" in unknown[1]["error"]["message"]
     assert "no subscription" in not_theirs[1]["error"]["message"]
+
+    world.go_live()
+    world.session("TAG-1", energy_wh=5_000)
+    world.sync()
+    path = f"/held/{ChargingSession.objects.get().pk}/assign"
+    assigned = call("POST", path, {"customer_id": "mallory"})
+    assert (assigned[0], assigned[1]["error"]["message"]) == (422, unknown[1]["error"]["message"])
+    assert call("POST", path, {"customer_id": "alice"})[0] == 200

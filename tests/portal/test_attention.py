@@ -338,6 +338,15 @@ def test_what_is_held_for_another_reason_or_amount_by_now_is_left(operator, now)
     assert not Ruling.objects.exists()
 
 
+def test_many_are_assigned_though_lago_is_away_and_that_is_said(operator, now, configured):
+    for _ in range(2):
+        held(now, "no_subscription")
+    _, form = preview(operator, "act=assign&state=held&reason=no_subscription")
+    answer = operator.post("/attention/act", form | {"customer": "bob", "subscription": ""}, follow=True)
+    assert "Lago could not be asked whether it knows that customer" in text_of(answer)
+    assert Ruling.objects.filter(customer_external_id="bob").count() == 2
+
+
 def test_refunds_of_one_credit_note_are_settled_together(operator, now):
     for _ in range(2):
         session = ledger.add_session(now, state="confirmed", energy_wh=5_000)

@@ -504,6 +504,19 @@ class TestOne:
         signed_in(Role.OPERATOR).post(f"/mappings/{mapping.pk}/note", {"note": " the van "})
         mapping.refresh_from_db()
         assert mapping.note == "the van"
+        answer = signed_in(Role.OPERATOR).post(
+            f"/mappings/{mapping.pk}/note", {"note": "x" * 2_001}, follow=True
+        )
+        assert "A note has at most 2,000 characters. Nothing was saved." in main_of(answer)
+        mapping.refresh_from_db()
+        assert mapping.note == "the van"
+
+    def test_the_page_of_one_older_than_all_that_are_listed(self, signed_in, now, monkeypatch):
+        monkeypatch.setattr("ocpp_billing.portal.mapping.HISTORY_ROWS", 1)
+        old = ledger.add_mapping(now, tag="TAG-1", since=timedelta(days=60), until=timedelta(days=31))
+        ledger.add_mapping(now, tag="TAG-1")
+        answer = signed_in(Role.OPERATOR).get(f"/mappings/{old.pk}")
+        assert (answer.status_code, answer.context["row"].mapping_id) == (200, old.pk)
 
     def test_one_that_was_never_verified_can_be_asked_about(self, signed_in, now):
         mapping = ledger.add_mapping(now, tag="TAG-1")

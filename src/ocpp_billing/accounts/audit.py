@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from ocpp_billing.accounts.models import User
 
+# Characters of a person's own words, wherever they are typed.
+NOTE_LENGTH = 2_000
+
 
 def record(
     action: str,

@@ -7,6 +7,7 @@ from django.conf import settings
 from ninja import Schema
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
+from ocpp_billing.accounts.audit import NOTE_LENGTH
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.charging.models import SessionState
 from ocpp_billing.config import parse_instant
@@ -40,10 +41,10 @@ def _given_instant(value: Any) -> datetime:
 Id = Annotated[int, Field(ge=1, le=HIGHEST_ID)]
 Text = Annotated[str, Field(max_length=255), AfterValidator(_no_nul)]
 Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"\S"), AfterValidator(_no_nul)]
-Note = Annotated[str, Field(max_length=2000), AfterValidator(_no_nul)]
+Note = Annotated[str, Field(max_length=NOTE_LENGTH), AfterValidator(_no_nul)]
 Reasoned = Annotated[
     str,
-    Field(min_length=1, max_length=2000, pattern=r"\S"),
+    Field(min_length=1, max_length=NOTE_LENGTH, pattern=r"\S"),
     AfterValidator(_no_nul),
     AfterValidator(_not_blank),
 ]

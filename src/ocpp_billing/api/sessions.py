@@ -34,6 +34,7 @@ from ocpp_billing.api.schemas import (
     SessionPage,
 )
 from ocpp_billing.billing import review
+from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.billing.listing import (
     LedgerFilter,
     all_sessions,
@@ -95,9 +96,15 @@ def exclude(request: ApiRequest, session_id: Id, data: ExcludeIn) -> Any:
 
 @held_router.post("/{session_id}/assign", response=Session, auth=allow(Role.OPERATOR))
 def assign(request: ApiRequest, session_id: Id, data: AssignIn) -> Any:
-    """Let a customer pay for this one session, whatever the mapping says."""
+    """Let a customer pay for this one session, whatever the mapping says.
+
+    Lago is asked whether it knows the customer and the subscription; while it does not answer, the next run
+    will see.
+    """
+    session_id = _known(session_id)
+    verify_payer(settings.CONFIG, data.customer_id.strip(), (data.subscription_id or "").strip() or None)
     review.assign(
-        _known(session_id),
+        session_id,
         customer=data.customer_id,
         subscription=data.subscription_id or None,
         note=data.note,

@@ -22,6 +22,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from ocpp_billing import clock
+from ocpp_billing.accounts.audit import NOTE_LENGTH
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import review
 from ocpp_billing.billing.bulk import ChangedMeanwhileError, at_stake_wh, order_as_seen, standing
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 STEVE_TIMEOUT_S = 15
 # So many of Lago's customers are offered while typing.
 OFFERED_CUSTOMERS = 300
+UNASKED = gettext_lazy("Lago could not be asked whether it knows that customer; the next run will see.")
 # What cannot be right is told; anything else is a fault of ours.
 REFUSALS = (review.ReviewError, MappingError, ClosingError, SteveError, ConfigError)
 
@@ -78,7 +80,7 @@ def _note(*, required: bool) -> forms.CharField:
         label=gettext_lazy("Note"),
         help_text=gettext_lazy("Why; it is kept with the session and in the audit log."),
         widget=forms.Textarea(attrs={"rows": 3}),
-        max_length=2000,
+        max_length=NOTE_LENGTH,
         required=required,
     )
 
@@ -144,7 +146,7 @@ class ReadingForm(forms.Form):
         label=gettext_lazy("Where the reading comes from"),
         help_text=gettext_lazy("Such as: photo of the meter, 21 November. It is kept with the session."),
         widget=forms.Textarea(attrs={"rows": 3}),
-        max_length=2000,
+        max_length=NOTE_LENGTH,
     )
 
 
@@ -443,7 +445,7 @@ def _carry_out(session: ChargingSession, act: Act, given: dict[str, Any], user: 
     if act in _LOCK_THEMSELVES:
         done = _DO[act](session, given, user)
     else:
-        given = given | {"verified": _verified(given)} if act is Act.ASSIGN else given
+        given = given | {"verified": is_payer_known(given)} if act is Act.ASSIGN else given
         done = order_as_seen(session.pk, seen, lambda: _DO[act](session, given, user))
     named = _("Session %(id)s") % {"id": session.steve_id}
     return done or was_done(act, named)
@@ -464,8 +466,12 @@ def _credit(session: ChargingSession, given: dict[str, Any], user: User) -> str:
     return ""
 
 
-def _verified(given: dict[str, Any]) -> bool:
-    """Whether Lago knows whoever shall pay; asked before anything is locked."""
+def is_payer_known(given: dict[str, Any]) -> bool:
+    """Whether Lago knows whoever shall pay, asked before anything is locked; False = it cannot be asked.
+
+    Raises:
+        MappingError: when Lago says that there is no such customer or subscription.
+    """
     return verify_payer(settings.CONFIG, given["customer"].strip(), given["subscription"].strip() or None)
 
 
@@ -479,9 +485,7 @@ def _assign(session: ChargingSession, given: dict[str, Any], user: User) -> str:
         user=user,
     )
     done = was_done(Act.ASSIGN, _("Session %(id)s") % {"id": session.steve_id})
-    if given["verified"]:
-        return done
-    return f"{done} " + _("Lago could not be asked whether it knows that customer; the next run will see.")
+    return done if given["verified"] else f"{done} {UNASKED}"
 
 
 def _read(session: ChargingSession, given: dict[str, Any], user: User) -> str:

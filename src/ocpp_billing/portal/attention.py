@@ -24,7 +24,6 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.api.ledger import without_tag
 from ocpp_billing.billing import review
 from ocpp_billing.billing.bulk import at_stake_wh, order_each, standing
-from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
@@ -38,11 +37,13 @@ from ocpp_billing.portal.act_words import act_words, was_ordered, will_do
 from ocpp_billing.portal.acts import (
     FORMS,
     OFFERED_CUSTOMERS,
+    UNASKED,
     act_links,
     can_close_in_steve,
     evidence_words,
     evident_wh,
     find_switched_off,
+    is_payer_known,
     map_link,
 )
 from ocpp_billing.portal.decision_words import decision_says
@@ -452,9 +453,10 @@ def _order(request: HttpRequest, act: Act) -> HttpResponse:
         return HttpResponseBadRequest(_("The list of sessions was not understood: begin again."))
     back, user = _back(request.POST.get("next", "")), person(request)
     form = FORMS[act](request.POST)
-    outcomes = None
+    outcomes, known = None, True
     if form.is_valid():
         try:
+            known = act is not Act.ASSIGN or is_payer_known(form.cleaned_data)
             outcomes = order_each(seen, _order_of(act, form.cleaned_data, user))
         except MappingError as error:
             form.add_error(None, str(error))
@@ -465,7 +467,7 @@ def _order(request: HttpRequest, act: Act) -> HttpResponse:
     refused = [outcome for outcome in outcomes if outcome.refused is not None]
     says = was_ordered(_KIND[act], _sessions(len(done)), kwh(sum(outcome.energy_wh for outcome in done)))
     if done:
-        says = f"{says} {ask_for_run(request)}"
+        says = f"{says} {'' if known else f'{UNASKED} '}{ask_for_run(request)}"
     if not refused:
         messages.success(request, says)
         return redirect(back)
@@ -493,11 +495,7 @@ def _seen(text: str) -> dict[int, str] | None:
 
 
 def _order_of(act: Act, given: dict[str, Any], user: User) -> Callable[[int], None]:
-    """The order about one session.
-
-    Raises:
-        MappingError: when Lago does not know the customer.
-    """
+    """The order about one session."""
     who: dict[str, Any] = {"by": user.email, "user": user}
     note = given["note"]
     if act is Act.ACCEPT:
@@ -510,7 +508,6 @@ def _order_of(act: Act, given: dict[str, Any], user: User) -> Callable[[int], No
     if act is Act.RETRY:
         return lambda session_id: review.retry_session(session_id, note=note, **who)
     customer, subscription = given["customer"].strip(), given["subscription"].strip() or None
-    verify_payer(settings.CONFIG, customer, subscription)
     return lambda session_id: review.assign(
         session_id, customer=customer, subscription=subscription, note=note, **who
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -12,6 +13,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from ocpp_billing import clock
+from ocpp_billing.accounts.audit import NOTE_LENGTH
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.customers import verify_payer
 from ocpp_billing.mappings import store
@@ -19,7 +21,7 @@ from ocpp_billing.mappings.listing import MappingFilter, list_mappings, total_se
 from ocpp_billing.mappings.preview import preview_mapping
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal.access import needs, person
-from ocpp_billing.portal.format import stamp
+from ocpp_billing.portal.format import count, stamp
 from ocpp_billing.portal.mapping_form import find_mapping, group_rows, read_local, seen_at
 from ocpp_billing.portal.mappings import month_start
 from ocpp_billing.portal.sync_now import ask_for_run
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ocpp_billing.mappings.models import TagMapping
     from ocpp_billing.mappings.preview import MappingPreview
 
-NOTE_LENGTH = 1000
+HISTORY_ROWS = 200
 
 
 @require_GET
@@ -48,8 +50,10 @@ def mapping(request: HttpRequest, mapping_id: int) -> HttpResponse:
         whole_tags=person(request).is_operator,
         tag_id=found.id_tag_id,
     )
-    history = sorted(list_mappings(chosen, limit=200), key=lambda row: row.valid_from, reverse=True)
-    row = next(row for row in history if row.mapping_id == found.pk)
+    history = sorted(list_mappings(chosen, limit=HISTORY_ROWS), key=lambda row: row.valid_from, reverse=True)
+    row = next((row for row in history if row.mapping_id == found.pk), None)
+    if row is None:  # older than all that are listed
+        (row,) = list_mappings(dataclasses.replace(chosen, mapping_id=found.pk))
     return render(
         request,
         "portal/mapping.html",
@@ -213,7 +217,13 @@ def mapping_delete(request: HttpRequest, mapping_id: int) -> HttpResponse:
 def mapping_note(request: HttpRequest, mapping_id: int) -> HttpResponse:
     """Replace its note."""
     user = person(request)
-    note = request.POST.get("note", "").strip()[:NOTE_LENGTH]
+    # Browsers count the end of a line as one character, and send two.
+    note = request.POST.get("note", "").replace("\r\n", "\n").strip()
+    if len(note) > NOTE_LENGTH:
+        messages.error(
+            request, _("A note has at most %(n)s characters. Nothing was saved.") % {"n": count(NOTE_LENGTH)}
+        )
+        return redirect("portal:mapping", mapping_id)
     store.note_mapping(find_mapping(mapping_id).pk, note=note, by=user.email, user=user)
     messages.success(request, _("The note is saved."))
     return redirect("portal:mapping", mapping_id)

@@ -21,6 +21,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from ocpp_billing import clock
+from ocpp_billing.accounts.audit import NOTE_LENGTH
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.control import read_status
 from ocpp_billing.billing.customers import refresh_customers, search_customers, verify_payer
@@ -117,7 +118,7 @@ class MappingForm(forms.Form):
         required=False, choices=[("open", "open"), ("next", "next"), ("at", "at")], initial="open"
     )
     ending_at = forms.CharField(label=gettext_lazy("Date and time"), required=False, max_length=40)
-    note = forms.CharField(label=gettext_lazy("Note"), required=False, max_length=1000)
+    note = forms.CharField(label=gettext_lazy("Note"), required=False, max_length=NOTE_LENGTH)
 
 
 def read_local(text: str) -> datetime:

@@ -14,6 +14,7 @@ from django.utils.translation import ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
+from ocpp_billing.accounts.audit import NOTE_LENGTH
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.customers import ask_lago, search_customers
 from ocpp_billing.billing.move import Move, MoveError, carry_out_move, preview_move
@@ -213,6 +214,7 @@ def _preview_or_move(
         "values": values,
         "changed": changed,
         "note_missing": move and not noted,
+        "note_length": NOTE_LENGTH,
         "payer": find_payer(settings.CONFIG, values["customer"]),
     }
     return render(request, "portal/mapping_move_confirm.html", context)
