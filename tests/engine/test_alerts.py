@@ -110,7 +110,9 @@ class TestConditions:
         live.clock.advance(hours=2)
         (condition,) = conditions(live.config(), live.clock.now())
         assert condition.code == "sessions_waiting"
-        assert condition.says.startswith("1 sessions with 4.500 kWh are held or stuck for more than 3 days")
+        assert condition.says.startswith(
+            "1 session with 4.500 kWh has been held or stuck for more than 3 days"
+        )
 
     def test_a_rejected_event_is_told(self, live):
         live.session("TAG-ALICE")
@@ -272,6 +274,14 @@ class TestTheLog:
             LogChannel().send(replace(NOTICE, grown=True))
         assert (logs[0]["log_level"], logs[0]["action"]) == ("error", "alert.grown")
         assert logs[0]["event"] == "More: Lago cannot be used"
+
+    @pytest.mark.parametrize(
+        ("seconds", "words"),
+        [(45, "45 s"), (300, "5 min"), (3_600, "1 h"), (7_500, "2 h 5 min"), (273_900, "3 d 4 h")],
+    )
+    def test_that_it_is_over_says_how_long_it_took(self, seconds, words):
+        ended = replace(NOTICE, resolved_at=NOW + timedelta(seconds=seconds))
+        assert ended.text == f"This is over, after {words}. It was: Lago answered 503"
 
     def test_the_end_of_it_is_no_error(self):
         with capture_logs() as logs:

@@ -118,6 +118,26 @@ def test_a_period_that_ends_soon_comes_before_more_energy(now):
     ]
 
 
+def test_a_period_that_ends_today_has_no_days_left(operator, now):
+    held(now, "no_subscription", customer="alice")
+    add_period(now, days=0.5)
+    assert "period ends within a day" in text_of(operator.get("/attention"))
+
+
+def test_assigning_many_offers_the_subscriptions_that_lago_has_shown(operator, now):
+    session = held(now, "no_subscription", customer="alice")
+    add_period(now, days=2)
+    assert '<option value="sub-alice">' in preview(operator, f"act=assign&id={session.pk}")[0]
+
+
+def test_what_nothing_shows_is_no_amount_in_an_order(operator, now):
+    nothing = {"source": "none", "stop_wh": None, "at": None, "read_at": now.isoformat()}
+    stuck = ledger.add_session(now, stopped_ago=None, state="stuck", evidence=nothing)
+    page, _ = preview(operator, f"act=exclude&id={stuck.pk}")
+    assert "≈" not in page
+    assert '<td class="number" data-label="kWh">\N{EN DASH}</td>' in page
+
+
 def test_the_contract_finding_says_which_plan_to_mend(operator, now):
     held(
         now,
@@ -134,7 +154,7 @@ def test_ten_thousand_tags_make_no_long_page(operator, now):
     page = text_of(operator.get("/attention"))
     assert "TAG-07" in page
     assert "TAG-00" not in page
-    assert "and 3 tags more" in page
+    assert "and 3 more tags" in page
 
 
 def test_what_was_ordered_leaves_the_inbox_until_it_is_decided(operator, now):

@@ -126,7 +126,7 @@ class TestOneSession:
         session = ledger.add_session(now)
         ChargingSession.objects.update(vanished_at=now, superseded_at=now)
         text = shown(session)
-        assert "StEvE does not show it any more" in text
+        assert "StEvE has not shown it since" in text
         assert "A restored StEvE gave this number to another session" in text
 
     def test_a_viewer_never_sees_the_tag_not_even_in_what_was_read_or_sent(self, signed_in, now):

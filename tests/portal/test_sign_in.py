@@ -53,7 +53,7 @@ def test_a_wrong_password_and_an_unknown_address_get_the_same_answer(client):
         return answer.content.decode().partition('role="alert"')[2].partition("</div>")[0]
 
     assert wrong.status_code == unknown.status_code == 200
-    assert "are not correct" in said(wrong)
+    assert "is not correct" in said(wrong)
     assert said(wrong) == said(unknown)
 
 

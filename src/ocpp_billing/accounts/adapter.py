@@ -16,7 +16,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]  # allauth ha
     """Sign-up is closed: people come by ``create-admin`` or by an admin's invitation."""
 
     error_messages = DefaultAccountAdapter.error_messages | {
-        "email_password_mismatch": _("E-mail or password are not correct."),
+        "email_password_mismatch": _("E-mail or password is not correct."),
         "enter_current_password": _("This is not your present password."),
         "incorrect_password": _("The password is not correct."),
         "incorrect_code": _("The code is not correct, or was used already. Wait for the next one."),

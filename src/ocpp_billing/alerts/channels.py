@@ -10,7 +10,7 @@ from ocpp_billing.log import get_logger
 from ocpp_billing.mail import MailServer
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from ocpp_billing.config import Config
 
@@ -68,8 +68,18 @@ class Notice:
         """What it says, for a person."""
         if self.resolved_at is None:
             return f"{self.says}\n\nWhat to do: {self.do}"
-        lasted = str(self.resolved_at - self.opened_at).partition(".")[0]
-        return f"This is over, after {lasted} hours. It was: {self.says}"
+        lasted = _in_words(self.resolved_at - self.opened_at)
+        return f"This is over, after {lasted}. It was: {self.says}"
+
+
+def _in_words(lasted: timedelta) -> str:
+    """In the two units that matter: ``45 s``, ``5 min``, ``2 h 5 min``, ``3 d 4 h``."""
+    seconds = max(0, int(lasted.total_seconds()))
+    if seconds < 60:
+        return f"{seconds} s"
+    days, hours, minutes = seconds // 86_400, seconds // 3_600 % 24, seconds // 60 % 60
+    units = [(days, "d"), (hours, "h"), (0 if days else minutes, "min")]
+    return " ".join(f"{number} {unit}" for number, unit in units if number)
 
 
 class Channel(Protocol):

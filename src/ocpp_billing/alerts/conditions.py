@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import connection
 from django.db.models import F
+from django.utils.translation import ngettext
 
 from ocpp_billing.billing.control import BY_ITSELF
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
@@ -147,8 +148,16 @@ def judge_balance(proof: BalanceProof | None) -> Condition | None:
         return None
     return Condition(
         "balance_unexplained",
-        f"{unexplained['sessions']} sessions and {say_kwh(unexplained['energy_wh'])} kWh are unexplained in "
-        f"the recount of {proof.proved_at:%Y-%m-%d %H:%M} UTC.",
+        ngettext(
+            "%(n)s session and %(kwh)s kWh are unexplained in the recount of %(at)s UTC.",
+            "%(n)s sessions and %(kwh)s kWh are unexplained in the recount of %(at)s UTC.",
+            unexplained["sessions"],
+        )
+        % {
+            "n": unexplained["sessions"],
+            "kwh": say_kwh(unexplained["energy_wh"]),
+            "at": f"{proof.proved_at:%Y-%m-%d %H:%M}",
+        },
         "Pause delivery (ocpp-billing pause) and report it with the output of: ocpp-billing balance --json.",
     )
 
@@ -191,8 +200,12 @@ def _contract(source: str) -> Condition | None:
         return None
     return Condition(
         CONTRACT_BROKEN,
-        f"{sessions} sessions with {say_kwh(energy_wh)} kWh are held because Lago does not charge the "
-        "metric for them.",
+        ngettext(
+            "%(n)s session with %(kwh)s kWh is held because Lago does not charge the metric for it.",
+            "%(n)s sessions with %(kwh)s kWh are held because Lago does not charge the metric for them.",
+            sessions,
+        )
+        % {"n": sessions, "kwh": say_kwh(energy_wh)},
         "Put the metric, its field or the plan's charge back in Lago: ocpp-billing doctor says which. They "
         "are decided anew by themselves.",
         sessions,
@@ -205,7 +218,16 @@ def _waiting(source: str, before: datetime, days: int) -> Condition | None:
         return None
     return Condition(
         "sessions_waiting",
-        f"{sessions} sessions with {say_kwh(energy_wh)} kWh are held or stuck for more than {days} days.",
+        ngettext(
+            "%(n)s session with %(kwh)s kWh has been held or stuck for more than %(days)s.",
+            "%(n)s sessions with %(kwh)s kWh have been held or stuck for more than %(days)s.",
+            sessions,
+        )
+        % {
+            "n": sessions,
+            "kwh": say_kwh(energy_wh),
+            "days": ngettext("%(n)s day", "%(n)s days", days) % {"n": days},
+        },
         "Resolve them in the portal, the ones with the most energy first.",
         sessions,
     )
@@ -217,7 +239,12 @@ def _rejected(source: str) -> Condition | None:
         return None
     return Condition(
         "events_rejected",
-        f"Lago rejected usage events of {sessions} sessions with {say_kwh(energy_wh)} kWh.",
+        ngettext(
+            "Lago rejected usage events of %(n)s session with %(kwh)s kWh.",
+            "Lago rejected usage events of %(n)s sessions with %(kwh)s kWh.",
+            sessions,
+        )
+        % {"n": sessions, "kwh": say_kwh(energy_wh)},
         "Read Lago's words at the session in the portal, mend the cause, then “Send again” there.",
         sessions,
     )
@@ -236,7 +263,12 @@ def _turned_up(source: str, since: datetime) -> Condition | None:
         return None
     return Condition(
         "events_turned_up",
-        f"{len(names)} usage events that were given up are in Lago after all: {', '.join(names[:5])}"
+        ngettext(
+            "%(n)s usage event that was given up is in Lago after all: %(names)s",
+            "%(n)s usage events that were given up are in Lago after all: %(names)s",
+            len(names),
+        )
+        % {"n": len(names), "names": ", ".join(names[:5])}
         + (", ..." if len(names) > 5 else "."),
         "Look in Lago whether an invoice counts them. If one does, write a credit note over them: their "
         "sessions were billed by another event, or excluded.",

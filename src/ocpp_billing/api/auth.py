@@ -72,7 +72,7 @@ def _require(caller: Caller, needs: Role) -> Caller:
     elif needs.within(Role(caller.user.role)):
         cure = "Use a token with that role."
     else:
-        cure = "Its person has not that role either: ask an admin."
+        cure = "Its person does not have that role either: ask an admin."
     what = "You are" if caller.token is None else "This token is"
     raise ApiError(403, "forbidden", f"{what} {caller.role}, and this needs {needs}. {cure}")
 

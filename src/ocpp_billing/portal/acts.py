@@ -375,12 +375,7 @@ def _show(
 ) -> HttpResponse:
     named = _("session %(id)s") % {"id": session.steve_id}
     if act is Act.ASSIGN:
-        context |= {
-            "customers": LagoCustomer.objects.order_by("name")[:OFFERED_CUSTOMERS],
-            "subscriptions": LagoSubscription.objects.filter(status="active").order_by("external_id")[
-                :OFFERED_CUSTOMERS
-            ],
-        }
+        context |= offered_payers()
     if act is Act.READING:
         context["evidence"] = evidence_words(session)
     context |= {
@@ -398,6 +393,15 @@ def _show(
         "back": back,
     }
     return render(request, "portal/session_act.html", context, status=status)
+
+
+def offered_payers() -> dict[str, Any]:
+    """What the form of assigning offers: customers and subscriptions that Lago has shown."""
+    subscriptions = LagoSubscription.objects.filter(status="active").order_by("external_id")
+    return {
+        "customers": LagoCustomer.objects.order_by("name")[:OFFERED_CUSTOMERS],
+        "subscriptions": subscriptions[:OFFERED_CUSTOMERS],
+    }
 
 
 def _back(request: HttpRequest, session: ChargingSession) -> str:

@@ -29,14 +29,12 @@ from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
 from ocpp_billing.billing.undo import revoke
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow
-from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import inbox, wording
 from ocpp_billing.portal.access import caller, needs, person, seen_tag
 from ocpp_billing.portal.act_words import act_words, was_ordered, will_do
 from ocpp_billing.portal.acts import (
     FORMS,
-    OFFERED_CUSTOMERS,
     UNASKED,
     act_links,
     can_close_in_steve,
@@ -45,6 +43,7 @@ from ocpp_billing.portal.acts import (
     find_switched_off,
     is_payer_known,
     map_link,
+    offered_payers,
 )
 from ocpp_billing.portal.decision_words import decision_says
 from ocpp_billing.portal.format import count, kwh
@@ -442,8 +441,7 @@ def _preview(
         "most": MOST_AT_ONCE if len(sessions) == MOST_AT_ONCE else 0,
         "form": form,
         "back": back,
-        "customers": LagoCustomer.objects.order_by("name")[:OFFERED_CUSTOMERS] if act is Act.ASSIGN else (),
-    }
+    } | (offered_payers() if act is Act.ASSIGN else {})
     return render(request, "portal/attention_act.html", context, status=status)
 
 

@@ -12,7 +12,7 @@ from django.http import Http404
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -285,10 +285,17 @@ def user_act(request: HttpRequest, user_id: int, act: str) -> HttpResponse:
 def _carry_out(act: str, shown: User, by: User) -> str:
     if act == "end-sessions":
         n = end_sessions(shown, by=by)
-        return _("%(name)s is signed out everywhere; %(n)s sessions ended.") % {"name": shown, "n": n}
+        return ngettext(
+            "%(name)s is signed out everywhere; %(n)s session ended.",
+            "%(name)s is signed out everywhere; %(n)s sessions ended.",
+            n,
+        ) % {"name": shown, "n": n}
     if act == "revoke-tokens":
         n = tokens.revoke_tokens(shown, by=by)
-        return _("%(n)s tokens of %(name)s are revoked.") % {"name": shown, "n": n}
+        return ngettext("%(n)s token of %(name)s is revoked.", "%(n)s tokens of %(name)s are revoked.", n) % {
+            "name": shown,
+            "n": n,
+        }
     if act == "remove-two-factor":
         remove_second_factor(shown, by=by)
         return _("%(name)s signs in by password alone from now on.") % {"name": shown}

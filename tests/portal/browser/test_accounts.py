@@ -186,7 +186,7 @@ def test_two_web_processes_count_attempts_together(visit):
         assert client.post("/accounts/login/", given).status_code == 200
     page = visit("/accounts/login/")
     sign_in(page, "viewer@example.org", "not the password")
-    expect(page.get_by_role("alert")).to_contain_text("are not correct")
+    expect(page.get_by_role("alert")).to_contain_text("is not correct")
     sign_in(page, "viewer@example.org")
     expect(page.get_by_role("alert")).to_contain_text("Too many failed login attempts")
     answer = client.post("/accounts/login/", {**given, "password": PASSWORD})

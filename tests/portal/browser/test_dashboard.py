@@ -48,7 +48,7 @@ class TestLook:
         page.get_by_label("E-mail").fill("nobody@example.org")
         page.get_by_label("Password").fill("not a password")
         page.get_by_role("button", name="Sign in").click()
-        expect(page.get_by_role("alert")).to_contain_text("are not correct")
+        expect(page.get_by_role("alert")).to_contain_text("is not correct")
         check_every_look(page)
 
     def test_the_pages_of_an_account(self, visit):
