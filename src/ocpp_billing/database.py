@@ -14,7 +14,7 @@ from ocpp_billing.effects import effect
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 # They write down what Lago has just answered: lost, it would have to be asked again.
 EVEN_WHEN_STOPPING = {"deliver", "finish run"}
@@ -79,6 +79,14 @@ def fenced_transaction(name: str, fence: Fence | None) -> Iterator[Any]:
             if cursor.fetchone() is None:
                 raise FenceError(f"run {fence.run_id} was ended by another worker")
         yield cursor
+
+
+def read_rows(sql: str, bound: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, bound)
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 @contextmanager

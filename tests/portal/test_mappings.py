@@ -574,6 +574,10 @@ class TestFiles:
     def test_what_cannot_be_imported_is_said(self, signed_in, sent, says):
         assert says in main_of(signed_in(Role.OPERATOR).post("/mappings/import", sent))
 
+    def test_refused_lines_are_still_there_to_be_mended(self, signed_in):
+        page = main_of(signed_in(Role.OPERATOR).post("/mappings/import", {"text": "a,b\nTAG-9,acme\n"}))
+        assert "TAG-9,acme" in page
+
     def test_a_file_that_is_no_text_is_refused(self, signed_in, tmp_path):
         path = tmp_path / "mappings.csv"
         path.write_bytes(b"\xff\xfe\x00")

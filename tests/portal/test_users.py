@@ -1,6 +1,7 @@
 """The users page and what an admin does to a person: each act is confirmed, done and audited."""
 
 import html
+from datetime import timedelta
 
 import pytest
 from allauth.mfa.models import Authenticator
@@ -10,8 +11,9 @@ from django.db.models import Q
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
+from ocpp_billing import clock
 from ocpp_billing.accounts import invitations
-from ocpp_billing.accounts.models import AuditEntry, Role, User
+from ocpp_billing.accounts.models import ApiToken, AuditEntry, Role, User
 from ocpp_billing.accounts.tokens import authenticate_token, issue_token
 from tests.portal.conftest import BACKEND, PASSWORD, add_person
 
@@ -198,6 +200,15 @@ def test_sign_out_everywhere(admin, vera):
     assert [one.get("/account").status_code for one in (first, second)] == [302, 302]
     assert audit("user.sessions_ended").before == {"sessions": 2}
     assert admin.get("/settings/users").status_code == 200
+
+
+def test_a_token_counts_as_long_as_it_works(admin, vera):
+    for name in ("lasts", "expires"):
+        issue_token(vera, name=name, role=Role.VIEWER, expires_at=clock.now() + timedelta(days=1))
+    page = f"/settings/users/{vera.pk}"
+    assert "2 tokens work." in text(admin.get(page))
+    ApiToken.objects.filter(name="expires").update(expires_at=clock.now() - timedelta(seconds=1))
+    assert "1 token works." in text(admin.get(page))
 
 
 def test_revoke_all_tokens(admin, vera):

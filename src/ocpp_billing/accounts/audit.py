@@ -37,10 +37,10 @@ def record(
     """Add one entry, in the caller's database transaction: the act and its record stand or fall together.
 
     Args:
-        action: subject and verb, such as ``mapping.created`` or ``delivery.paused``.
+        action: subject and verb, such as ``mapping.create`` or ``delivery.pause``.
         user: who did it; None where no account stands behind it, then ``actor`` says who it was.
         actor: who it was in words, such as ``command line (root)``; default: the user's e-mail.
-        target: what it was done to, such as ``mapping 12`` or ``session main:4711``.
+        target: what it was done to, such as ``tag TAG-7`` or ``session:main:4711``.
         before: JSON of what was true before, or None. Never a secret: this is shown to every admin.
         after: JSON of what is true now, or None. Never a secret.
         note: why, in the person's own words.

@@ -47,6 +47,16 @@ class TokenError(Exception):
     """A token cannot be made as asked; says why and what to do."""
 
 
+def usable(of: str = "") -> Q:
+    """What tokens that work now have in common: neither revoked nor expired.
+
+    Args:
+        of: how a query comes to them, ``api_tokens__``; default: it is about them.
+    """
+    lives = Q((f"{of}expires_at", None)) | Q((f"{of}expires_at__gt", clock.now()))
+    return Q((f"{of}revoked_at", None)) & lives
+
+
 def generate_token() -> str:
     """A new random token."""
     number = int.from_bytes(secrets.token_bytes(_SECRET_BYTES))
@@ -133,8 +143,7 @@ def authenticate_token(text: str) -> ApiToken | None:
     now = clock.now()
     token = (
         ApiToken.objects.select_related("user")
-        .filter(digest=_digest(text), revoked_at=None, user__is_active=True)
-        .filter(Q(expires_at=None) | Q(expires_at__gt=now))
+        .filter(usable(), digest=_digest(text), user__is_active=True)
         .first()
     )
     if token is not None and (token.last_used_at is None or token.last_used_at <= now - LAST_USE_EVERY):

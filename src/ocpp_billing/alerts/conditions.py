@@ -44,7 +44,7 @@ TITLES = {
     "disk_low": "The disk of the database is nearly full",
     WORKER_GONE: "No worker is running",
 }
-# What the leader judges; that it is gone, others have to notice.
+# What the leader writes about, and ends: that no worker runs, others have to notice, and a leader is one.
 OF_THE_LEADER = tuple(TITLES)
 # So far back runs are looked at: at one every fifteen seconds, the last eight hours.
 RUNS = 2000

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from django.db import connection
-
 from ocpp_billing.charging.fold import ENDS_SQL, fold_id_tag
 from ocpp_billing.charging.order import AFTER_SQL, NEWEST_FIRST_SQL
+from ocpp_billing.database import read_rows
 from ocpp_billing.mappings.tags import escape_like
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def list_mappings(chosen: MappingFilter, *, before: int | None = None, limit: in
         "before": before,
         "limit": limit,
     }
-    rows = [MappingRow(*row) for row in _rows(_MAPPINGS, bound)]
+    rows = [MappingRow(*row) for row in read_rows(_MAPPINGS, bound)]
     by_tag = {row.tag_id: row for row in rows if row.stands in {"active", "off"}}
     for below in _inheriting(list(by_tag), chosen):
         by_tag[below.root_id].inheriting.append(below)
@@ -115,12 +114,8 @@ def list_mappings(chosen: MappingFilter, *, before: int | None = None, limit: in
 
 
 def count_by_standing(source: str, now: datetime) -> dict[str, int]:
-    """How many mappings there are of each of :data:`STANDS`, and how many are ``unverified``."""
-    counted = dict.fromkeys((*STANDS, "unverified"), 0)
-    for stands, number, unverified in _rows(_COUNTS, {"source": source, "now": now}):
-        counted[stands] = number
-        counted["unverified"] += unverified
-    return counted
+    """How many mappings there are of each of :data:`STANDS`."""
+    return dict.fromkeys(STANDS, 0) | dict(read_rows(_COUNTS, {"source": source, "now": now}))
 
 
 class SentSession(NamedTuple):
@@ -156,7 +151,7 @@ def sent_sessions(
         "before": before,
         "limit": limit,
     }
-    return [SentSession(*row) for row in _rows(_SENT, bound)]
+    return [SentSession(*row) for row in read_rows(_SENT, bound)]
 
 
 class SentTotal(NamedTuple):
@@ -168,7 +163,7 @@ class SentTotal(NamedTuple):
 
 def total_sent(mapping_id: int, *, since: datetime | None = None) -> SentTotal:
     """How many sessions Lago has by this mapping, and the energy it counts for them."""
-    ((sessions, energy_wh),) = _rows(_SENT_TOTAL, {"mapping": mapping_id, "since": since or "-infinity"})
+    ((sessions, energy_wh),) = read_rows(_SENT_TOTAL, {"mapping": mapping_id, "since": since or "-infinity"})
     return SentTotal(sessions, energy_wh)
 
 
@@ -182,14 +177,7 @@ def _inheriting(roots: list[int], chosen: MappingFilter) -> list[InheritingTag]:
         "month": chosen.month_from,
         "by_tag": chosen.whole_tags,
     }
-    return [InheritingTag(*row) for row in _rows(_INHERITING, bound)]
-
-
-def _rows(sql: str, bound: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, bound)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-    return rows
+    return [InheritingTag(*row) for row in read_rows(_INHERITING, bound)]
 
 
 _STANDS = """CASE WHEN m.valid_to <= %(now)s THEN 'ended' WHEN m.valid_from > %(now)s THEN 'future'
@@ -240,7 +228,7 @@ ORDER BY p.id DESC
 """
 
 _COUNTS = f"""
-SELECT {_STANDS}, count(*), count(*) FILTER (WHERE NOT m.verified)
+SELECT {_STANDS}, count(*)
 FROM tag_mapping m JOIN id_tag t ON t.id = m.id_tag_id WHERE t.source_id = %(source)s GROUP BY 1
 """
 

@@ -28,7 +28,7 @@ class TagMapping(models.Model):
     valid_to = models.DateTimeField(null=True)
     active = models.BooleanField(db_default=True)
     note = models.TextField(blank=True)
-    # False: typed in while Lago was down, not yet found there.
+    # False: Lago was not asked when it was saved, nor since: it was down, or a file or command line made it.
     verified = models.BooleanField(db_default=True)
     created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(db_default=Now())

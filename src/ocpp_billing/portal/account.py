@@ -8,16 +8,15 @@ from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django import forms
 from django.contrib import messages
-from django.db.models import Q
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST
 
-from ocpp_billing import clock
 from ocpp_billing.accounts.people import change_person
 from ocpp_billing.accounts.sessions import end_session, end_sessions, sessions_of
+from ocpp_billing.accounts.tokens import usable
 from ocpp_billing.portal.access import person
 
 if TYPE_CHECKING:
@@ -48,14 +47,13 @@ def account(request: HttpRequest) -> HttpResponse:
         return redirect("portal:account")
     kinds = {one.type: one for one in Authenticator.objects.filter(user=user)}
     codes = kinds.get(Authenticator.Type.RECOVERY_CODES)
-    usable = Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=clock.now()))
     context = {
         "form": form,
         "two_factor": kinds.get(Authenticator.Type.TOTP),
         "recovery_codes": None if codes is None else len(codes.wrap().get_unused_codes()),
         "sessions": list(sessions_of(user)[:MOST_SESSIONS]),
         "current": request.session.session_key,
-        "tokens": user.api_tokens.filter(usable).count(),
+        "tokens": user.api_tokens.filter(usable()).count(),
     }
     return render(request, "portal/account.html", context)
 

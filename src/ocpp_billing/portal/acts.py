@@ -15,7 +15,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.http import Http404
 from django.shortcuts import redirect, render
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.cache import never_cache
@@ -405,10 +405,7 @@ def offered_payers() -> dict[str, Any]:
 
 
 def _back(request: HttpRequest, session: ChargingSession) -> str:
-    try:
-        here = reverse("portal:session", args=[session.pk])
-    except NoReverseMatch:
-        here = reverse("portal:dashboard")
+    here = reverse("portal:session", args=[session.pk])
     return way_back(request.POST.get("next") or request.GET.get("next"), here)
 
 

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.http import Http404, HttpResponseBadRequest
 from django.shortcuts import redirect, render
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.cache import never_cache
@@ -93,7 +93,6 @@ def attention(request: HttpRequest) -> HttpResponse:
         "attention",
         {
             "mark": mark,
-            "now": now,
             "causes": [_cause(cause, caller(request), samples, switched_off) for cause in shown],
             "sessions": sum(cause.sessions for cause in shown),
             "at_stake_wh": sum(cause.at_stake_wh for cause in shown),
@@ -333,7 +332,6 @@ def _rows(
             "at_stake_wh": at_stake_wh(session),
             "evident_wh": evident_wh(session),
             "acts": act_links(session, open_acts[session.pk], switched_off.get(session.pk), back=back),
-            "address": _session_address(session),
         }
         for session in sessions
     ]
@@ -349,13 +347,6 @@ def _evidence(session: ChargingSession, behind: Behind, who: Caller) -> str:
         if answered:
             return str(without_tag(str(answered), session.id_tag_text, who))
     return decision_says(who, behind.says, session.reason, session.id_tag_text)
-
-
-def _session_address(session: ChargingSession) -> str:
-    try:
-        return reverse("portal:session", args=[session.pk])
-    except NoReverseMatch:
-        return ""
 
 
 # -- one order about many --------------------------------------------------------------------------------

@@ -169,7 +169,6 @@ def events(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         "page": Page([_row(parted, names) for parted in page.rows], page.next, page.first),
         "totals": totals,
         "states": _state_totals(totals),
-        "known": bool(parts),
         "by_parts": totals.read is None,
     }
     return render(request, "portal/billing_events.html", _frame(request, form) | context)

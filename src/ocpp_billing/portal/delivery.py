@@ -85,7 +85,7 @@ def go_live(request: HttpRequest) -> HttpResponse:
         return redirect("portal:setup")
     given = request.POST if request.method == "POST" else request.GET
     form = GoLiveForm(given) if "live_from" in given else GoLiveForm()
-    context: dict[str, Any] = {"form": form, "offers": _offers(clock.now()), "now": clock.now()}
+    context: dict[str, Any] = {"form": form, "offers": _offers(clock.now())}
     if form.is_bound and form.is_valid():
         live_from = form.cleaned_data["live_from"]
         if request.method == "POST":

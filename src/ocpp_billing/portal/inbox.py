@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from django.db import connection
 from django.db.models import Exists, OuterRef, Q
 
 from ocpp_billing.billing.models import Decision, Ruling, UsageEvent
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.charging.order import NEWEST_FIRST
+from ocpp_billing.database import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -187,7 +187,7 @@ def read_causes(source: str, now: datetime) -> list[Cause]:
         "shown": CLUSTERS_SHOWN,
         "now": now,
     }
-    for state, reason, sessions, energy_wh, evidence_wh, since, in_all, *cluster in _rows(_CAUSES, bound):
+    for state, reason, sessions, energy_wh, evidence_wh, since, in_all, *cluster in read_rows(_CAUSES, bound):
         cause = causes.setdefault(
             (state, reason),
             Cause(state, reason, sessions, energy_wh, evidence_wh, since, in_all, period_to=None),
@@ -204,16 +204,16 @@ def read_causes(source: str, now: datetime) -> list[Cause]:
 
 def next_period_end(now: datetime) -> datetime | None:
     """When the first of all running billing periods ends, as far as Lago was asked."""
-    ((period_to,),) = _rows(
+    ((period_to,),) = read_rows(
         "SELECT min(period_to) FROM lago_subscription WHERE status = 'active' AND period_to > %(now)s",
         {"now": now},
     )
-    return None if period_to is None else period_to  # a datetime
+    return cast("datetime | None", period_to)
 
 
 def count_ordered(source: str) -> int:
     """Sessions about which an order was given that the next run carries out."""
-    ((number,),) = _rows(
+    ((number,),) = read_rows(
         f"SELECT count(DISTINCT id) FROM ({_ORDERED}) ordered",
         {"source": source},
     )
@@ -222,7 +222,7 @@ def count_ordered(source: str) -> int:
 
 def count_waiting(source: str) -> int:
     """Sessions that wait for a person, by the counters of the balance: as cheap at a million as at ten."""
-    ((number,),) = _rows(
+    ((number,),) = read_rows(
         "SELECT coalesce(sum(sessions), 0) FROM balance_delta WHERE source_id = %(source)s"
         " AND kind = 'stated' AND state = ANY(%(states)s) AND reason IS DISTINCT FROM 'undecided'",
         {"source": source, "states": list(STATES)},
@@ -274,7 +274,6 @@ class Behind:
 
     says: str
     customer: str | None
-    subscription: str | None
     answer: dict[str, Any] | None
 
 
@@ -301,7 +300,6 @@ def read_behind(sessions: Iterable[ChargingSession]) -> dict[int, Behind]:
         behind[session_id] = Behind(
             says=decision.says if decision else "",
             customer=payer.external_customer_id if payer else None,
-            subscription=payer.external_subscription_id if payer else None,
             answer=event.answer if event else None,
         )
     return behind
@@ -348,7 +346,7 @@ ORDER BY max(r.at) DESC LIMIT %(shown)s
 def recently_ordered(source: str, user: User, now: datetime) -> list[Ordered]:
     """What this person ordered a moment ago, newest first."""
     bound = {"source": source, "user": user.pk, "since": now - UNDO_FOR, "shown": ORDERS_SHOWN}
-    return [Ordered(*row) for row in _rows(_RECENT, bound)]
+    return [Ordered(*row) for row in read_rows(_RECENT, bound)]
 
 
 def rulings_of(user: User, kind: str, note: str, first: int, last: int, now: datetime) -> Sequence[int]:
@@ -357,10 +355,3 @@ def rulings_of(user: User, kind: str, note: str, first: int, last: int, now: dat
         user=user, kind=kind, note=note, pk__range=(first, last), revoked_at=None, at__gt=now - UNDO_FOR
     )
     return list(rulings.order_by("session_id").values_list("pk", flat=True))
-
-
-def _rows(sql: str, bound: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, bound)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-    return rows

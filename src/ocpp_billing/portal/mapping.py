@@ -178,7 +178,6 @@ def _cut_page(request: HttpRequest, found: TagMapping, what: str) -> HttpRespons
         "given": request.GET.get("at", ""),
         "wrong": wrong,
         "preview": preview,
-        "groups": group_rows(preview),
         "touched_wh": sum(one.energy_wh for one in preview.paid),
         "sent": total_sent(found.pk, since=at),
     }

@@ -66,7 +66,7 @@ def mapping_import(request: HttpRequest) -> HttpResponse:
                 return _apply(request, user, request.POST["previewed"])
             return _preview(request, _uploaded(request), user)
         except MappingError as error:
-            context["error"] = str(error)
+            context |= {"error": str(error), "text": request.POST.get("text", "")}
     return render(request, "portal/mapping_import.html", context)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from django.conf import settings
-from django.db import connection
 
 from ocpp_billing.alerts.conditions import CONTRACT_BROKEN
 from ocpp_billing.billing.balance import STOPPED_BETWEEN_SQL
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.models import Source
+from ocpp_billing.database import read_rows
 from ocpp_billing.sync.liveness import SILENT_AFTER, worker_alive
 from ocpp_billing.sync.models import Alert, RunStatus, SyncRun
 
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from ocpp_billing.billing.balance import Balance
-
-
-def _rows(sql: str, bound: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, bound)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-    return rows
 
 
 # -- is money flowing? ----------------------------------------------------------------------------
@@ -105,7 +98,7 @@ SELECT (SELECT string_agg(id || status || coalesce(ended_at::text, ''), ',') FRO
 
 def change_mark(source: str) -> str:
     """A text that differs when a page of this source may show something new."""
-    return repr(_rows(_MARK, {"source": source, "silent_after": SILENT_AFTER})[0])
+    return repr(read_rows(_MARK, {"source": source, "silent_after": SILENT_AFTER})[0])
 
 
 # -- the dashboard --------------------------------------------------------------------------------
@@ -147,7 +140,7 @@ def attention_groups(source: str, balance: Balance) -> list[AttentionGroup]:
     """
     waiting = {
         (state, reason): (since, evidence_wh)
-        for state, reason, since, evidence_wh in _rows(_WAITING, {"source": source})
+        for state, reason, since, evidence_wh in read_rows(_WAITING, {"source": source})
     }
     groups = []
     for (state, reason), amount in balance.parts.items():
@@ -197,7 +190,7 @@ def today_and_week(source: str, now: datetime, zone: ZoneInfo) -> tuple[Period, 
         "to": midnight(today + timedelta(days=1), zone),
         "from": midnight(monday(now, zone), zone),
     }
-    ((sessions, energy_wh, week_sessions, week_wh),) = _rows(_PERIODS, bound)
+    ((sessions, energy_wh, week_sessions, week_wh),) = read_rows(_PERIODS, bound)
     return Period(sessions, energy_wh), Period(week_sessions, week_wh)
 
 
@@ -219,7 +212,7 @@ WHERE id_tag.source_id = %(source)s AND (mapping.valid_to IS NULL OR mapping.val
 
 def count_mappings(source: str, now: datetime) -> MappingCount:
     """Mappings, counted by tag: the intervals of one tag's history are one mapping."""
-    ((total, active),) = _rows(_MAPPINGS, {"source": source, "now": now})
+    ((total, active),) = read_rows(_MAPPINGS, {"source": source, "now": now})
     return MappingCount(total, active)
 
 
@@ -252,7 +245,7 @@ def energy_by_day(
         "until": midnight(today + timedelta(days=1), zone),
     }
     energies_wh: dict[date, dict[str, int]] = {}
-    for day, state, energy_wh in _rows(_DAYS, bound):
+    for day, state, energy_wh in read_rows(_DAYS, bound):
         energies_wh.setdefault(day, {})[state] = energy_wh
     return calendar, energies_wh
 

@@ -10,7 +10,6 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
 
-from ocpp_billing import clock
 from ocpp_billing.portal.access import find_here
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import Page, read_page
@@ -81,7 +80,6 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
         "run",
         {
             "mark": mark,
-            "now": clock.now(),
             "row": describe(found),
             "steps": steps,
             "log": _log(request, found),

@@ -117,7 +117,7 @@ def _customer_name(customer: str | None) -> str | None:
     return LagoCustomer.objects.filter(external_id=customer).values_list("name", flat=True).first()
 
 
-def _lago_address(payer: Payer) -> str | None:
+def _lago_address(payer: PaidBy) -> str | None:
     """Lago's own page of whoever pays; None where it has no address or the customer was never read."""
     customer = payer.customer or payer.assigned
     if customer is None and payer.mapping is not None:
@@ -187,7 +187,7 @@ def _decision(decision: Decision, found: ChargingSession, who: Caller) -> dict[s
 
 
 @dataclass(frozen=True, slots=True)
-class Payer:
+class PaidBy:
     """Who pays and why.
 
     Attributes:
@@ -216,7 +216,7 @@ def _payer(
     decisions: list[Decision],
     standing: list[UsageEvent],
     assigned: tuple[str, str | None] | None,
-) -> Payer:
+) -> PaidBy:
     at = found.started_at or row.stopped_at
     path: list[str] = []
     mapping, inactive = None, False
@@ -237,7 +237,7 @@ def _payer(
         subscription = rows.filter(lago_id=standing[-1].lago_subscription_id).first()
     else:
         subscription = rows.filter(external_id=row.subscription).first() if row.subscription else None
-    return Payer(
+    return PaidBy(
         customer=row.customer,
         external_subscription_id=row.subscription,
         at=at,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from allauth.mfa.models import Authenticator
 from django import forms
 from django.contrib import messages
-from django.db.models import Count, Exists, OuterRef, Q
+from django.db.models import Count, Exists, OuterRef
 from django.http import Http404
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -115,10 +115,9 @@ class UserForm(forms.Form):
 def users(request: HttpRequest) -> HttpResponse:
     """Everybody who may sign in, and open invitations with their links."""
     totp = Authenticator.objects.filter(user=OuterRef("pk"), type=Authenticator.Type.TOTP)
-    usable = Q(api_tokens__revoked_at=None) & (
-        Q(api_tokens__expires_at=None) | Q(api_tokens__expires_at__gt=clock.now())
+    rows = User.objects.annotate(
+        two_factor=Exists(totp), tokens=Count("api_tokens", filter=tokens.usable("api_tokens__"))
     )
-    rows = User.objects.annotate(two_factor=Exists(totp), tokens=Count("api_tokens", filter=usable))
     sessions = count_sessions()
     everybody = list(rows.order_by("-is_active", "email"))
     now = clock.now()
@@ -246,7 +245,7 @@ def user(request: HttpRequest, user_id: int) -> HttpResponse:
         "form": form,
         "two_factor": has_second_factor(shown),
         "sessions": list(sessions_of(shown)[:100]),
-        "tokens": shown.api_tokens.filter(revoked_at=None).count(),
+        "tokens": shown.api_tokens.filter(tokens.usable()).count(),
     }
     return render(request, "portal/user.html", context)
 
