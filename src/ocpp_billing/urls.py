@@ -3,7 +3,7 @@
 from django.urls import URLPattern, URLResolver, include, path
 
 from ocpp_billing.api.application import api
-from ocpp_billing.portal.broken import broken
+from ocpp_billing.portal.broken import broken, not_found
 from ocpp_billing.portal.health import healthz
 from ocpp_billing.portal.monitoring import metrics, readyz
 
@@ -16,4 +16,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("ocpp_billing.portal.urls")),
 ]
 
+handler404 = not_found
 handler500 = broken

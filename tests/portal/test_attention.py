@@ -393,7 +393,20 @@ def test_nothing_chosen_says_so(operator, now):
 def test_what_is_no_order_is_refused(operator, db):
     assert operator.get("/attention/act?act=burn").status_code == 404
     assert operator.get("/attention/act?act=close&state=stuck").status_code == 404
-    assert operator.post("/attention/act", {"act": "exclude", "seen": "x", "note": "y"}).status_code == 400
+    for path, given, says in (
+        (
+            "/attention/act",
+            {"act": "exclude", "seen": "x", "note": "y"},
+            "The list of sessions was not under",
+        ),
+        (
+            "/attention/act",
+            {"act": "exclude", "seen": "[1]", "note": "y"},
+            "The list of sessions was not und",
+        ),
+        ("/attention/undo", {"first": "x"}, "What to take back was not understood."),
+    ):
+        assert says in text_of(operator.post(path, given, follow=True))
 
 
 # -- taking back ------------------------------------------------------------------------------------------

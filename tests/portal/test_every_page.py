@@ -200,6 +200,7 @@ def test_a_missing_page_says_so_in_our_look(client):
     assert answer.status_code == 404
     assert "There is no such page" in answer.content.decode()
     assert "portal.css" in answer.content.decode()
+    assert "The address may be mistyped" in answer.content.decode()
 
 
 def test_a_fault_leaks_nothing_and_needs_no_database(signed_in, monkeypatch):

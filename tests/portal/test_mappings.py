@@ -14,6 +14,7 @@ from ocpp_billing.billing.models import LagoCustomerRead, LagoSubscription
 from ocpp_billing.charging.models import ChargingSession, IdTag, IdTagParent
 from ocpp_billing.mappings import store
 from ocpp_billing.mappings.models import LagoCustomer, TagMapping
+from ocpp_billing.sync.models import SyncRun
 from tests.caches import clear_caches
 from tests.portal import ledger
 
@@ -456,6 +457,15 @@ class TestOne:
         assert "It has to end after it begins" in main_of(wrong)
         page = client.get(f"/mappings/{mapping.pk}/end")
         client.post(f"/mappings/{mapping.pk}/end", hidden(page))
+        mapping.refresh_from_db()
+        assert mapping.valid_to == now
+        assert SyncRun.objects.get().status == "requested"
+
+    def test_what_ends_one_day_can_be_ended_sooner(self, signed_in, now):
+        mapping = ledger.add_mapping(now, tag="TAG-1", until=timedelta(days=-9))
+        client = signed_in(Role.OPERATOR)
+        assert "End sooner" in main_of(client.get(f"/mappings/{mapping.pk}"))
+        client.post(f"/mappings/{mapping.pk}/end", hidden(client.get(f"/mappings/{mapping.pk}/end")))
         mapping.refresh_from_db()
         assert mapping.valid_to == now
 

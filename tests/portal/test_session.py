@@ -209,6 +209,7 @@ class TestOneSession:
     def test_a_number_that_is_none_of_ours_says_so(self, signed_in):
         answer = signed_in().get("/sessions/4711")
         assert answer.status_code == 404
+        assert "There is no session 4711." in answer.content.decode()
 
     def test_queries_do_not_grow_with_its_history(self, signed_in, now):
         client = signed_in()

@@ -126,6 +126,18 @@ def test_going_live_a_second_time_changes_nothing(signed_in, now):
 
 
 @pytest.mark.django_db
+def test_an_order_that_somebody_else_gave_already_says_so(signed_in, now):
+    DeliveryControl.objects.create(source=ledger.add_source(), live_from=now)
+    client = signed_in()
+    assert "Billing is live already." in words(client.get("/delivery/go-live", follow=True))
+    assert "Delivery is not paused any more." in words(client.post("/delivery/resume", follow=True))
+    DeliveryControl.objects.update(paused_at=now, paused_by="ada@example.org", pause_reason="a look")
+    answer = client.post("/delivery/pause", {"reason": "mine"}, follow=True)
+    assert "Delivery is paused already, by ada@example.org." in words(answer)
+    assert DeliveryControl.objects.get().pause_reason == "a look"
+
+
+@pytest.mark.django_db
 def test_what_the_environment_decides_cannot_be_chosen_here(signed_in, configured):
     client = signed_in()
     assert client.post("/delivery/go-live", {"live_from": "2026-02-02T00:00"}).headers["Location"] == "/setup"
@@ -189,7 +201,7 @@ def test_an_operator_pauses_with_a_reason_and_an_admin_resumes(world, operated):
     operator = operated(Role.OPERATOR)
     assert operator.post("/delivery/pause", {"reason": " "}).status_code == 400
     answer = operator.post("/delivery/pause", {"reason": "Tariff is wrong"}, follow=True)
-    assert "Paused by operator@example.org" in words(answer)
+    assert re.search(r"Paused since .* by operator@example.org: ", words(answer))
     session = world.session("TAG-ALICE", energy_wh=2_000)
     world.sync()
     assert world.state_of(session) == ("queued", None)
@@ -213,6 +225,9 @@ def test_a_stop_of_its_own_says_why_and_warns(signed_in, now):
         paused_by="delivery",
         pause_reason="LAGO_API_KEY belongs to another organisation.",
     )
+    text = words(signed_in().get("/setup"))
+    assert "by the product itself: LAGO_API_KEY belongs" in text
+    assert "Paused by the product itself: LAGO_API_KEY belongs" in text
     text = words(signed_in().get("/delivery/resume"))
     assert "LAGO_API_KEY belongs to another organisation." in text
     assert "It stopped to protect your bills." in text

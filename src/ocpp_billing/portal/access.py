@@ -61,6 +61,10 @@ def needs(role: Role) -> Callable[[Callable[..., HttpResponseBase]], Callable[..
     return protect
 
 
+class NotHereError(Http404):
+    """There is no such thing, in a sentence for people; what Django's own 404 says is not for them."""
+
+
 def find_here(rows: QuerySet[Row], number: int, missing: str, *, source: str = "source") -> Row:
     """The row of this number, if it is one of the configured StEvE.
 
@@ -71,11 +75,11 @@ def find_here(rows: QuerySet[Row], number: int, missing: str, *, source: str = "
         source: which field of theirs names the StEvE.
 
     Raises:
-        Http404: when it is not there.
+        NotHereError: when it is not there.
     """
     found = rows.filter(**{source: settings.CONFIG.steve_source}).filter(pk=number).first()
     if found is None:
-        raise Http404(missing)
+        raise NotHereError(missing)
     return found
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import messages
-from django.http import Http404, HttpResponseBadRequest
+from django.http import Http404
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
@@ -437,10 +437,11 @@ def _preview(
 
 
 def _order(request: HttpRequest, act: Act) -> HttpResponse:
+    back, user = _back(request.POST.get("next", "")), person(request)
     seen = _seen(request.POST.get("seen", ""))
     if seen is None:
-        return HttpResponseBadRequest(_("The list of sessions was not understood: begin again."))
-    back, user = _back(request.POST.get("next", "")), person(request)
+        messages.error(request, _("The list of sessions was not understood: begin again."))
+        return redirect(back)
     form = FORMS[act](request.POST)
     outcomes, known = None, True
     if form.is_valid():
@@ -510,7 +511,8 @@ def undo(request: HttpRequest) -> HttpResponse:
     try:
         first, last = int(given.get("first", "")), int(given.get("last", ""))
     except ValueError:
-        return HttpResponseBadRequest(_("The order was not understood."))
+        messages.error(request, _("What to take back was not understood. Nothing was changed."))
+        return redirect(back)
     taken_back, refused = 0, []
     for ruling_id in inbox.rulings_of(
         user, given.get("kind", ""), given.get("note", ""), first, last, clock.now()

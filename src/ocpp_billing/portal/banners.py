@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django.utils.translation import gettext as _
 
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.billing.control import BY_ITSELF
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,11 +39,16 @@ class Banner:
     needs: Role = Role.ADMIN
 
 
+def who_paused(paused_by: str | None) -> str:
+    """Who paused delivery, in words."""
+    return _("the product itself") if paused_by == BY_ITSELF else paused_by or ""
+
+
 def banners(status: Status) -> list[Banner]:
     """The banners for a status, gravest first."""
     shown = []
     if status.paused_at is not None:
-        who = _("Paused by %(who)s") % {"who": status.paused_by} if status.paused_by else ""
+        who = _("Paused by %(who)s") % {"who": who_paused(status.paused_by)} if status.paused_by else ""
         why = status.pause_reason.rstrip(".")
         shown.append(
             Banner(

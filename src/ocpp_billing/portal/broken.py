@@ -1,4 +1,4 @@
-"""The page for what could not be made: says it in words where the database is the cause."""
+"""The pages for what could not be made, or is not there: each says in words what we know of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from django.db import InterfaceError, OperationalError
 from django.http import HttpResponse
+from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.utils.translation import gettext as _
 
 from ocpp_billing.api.errors import database_away, unexpected
 from ocpp_billing.database import is_disk_full
+from ocpp_billing.portal.access import NotHereError
 from ocpp_billing.portal.addresses import OWN_ANSWERS
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ def broken(request: HttpRequest) -> HttpResponse:
         return unexpected(request, error) if away is None else database_away(request, away)
     says = "" if away is None else _what_is_wrong(away)
     return HttpResponse(render_to_string("500.html", {"says": says}), status=503 if away else 500)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """404, in the words of whoever looked for it; what Django says of an address is not for people."""
+    says = str(exception) if isinstance(exception, NotHereError) else ""
+    return render(request, "404.html", {"says": says}, status=404)
 
 
 def _what_is_wrong(error: Exception) -> str:

@@ -21,6 +21,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Amount, counted_balance
 from ocpp_billing.config import parse_instant
 from ocpp_billing.portal.access import needs, person
+from ocpp_billing.portal.banners import who_paused
 from ocpp_billing.portal.days import validate_day
 from ocpp_billing.portal.format import day_and_time
 from ocpp_billing.portal.sync_now import ask_for_run
@@ -82,6 +83,7 @@ def go_live(request: HttpRequest) -> HttpResponse:
     The instant is in the address, so the preview can be sent to somebody else to look at.
     """
     if control.read_status(settings.CONFIG).mode != "shadow":
+        messages.info(request, _("Billing is live already."))
         return redirect("portal:setup")
     given = request.POST if request.method == "POST" else request.GET
     form = GoLiveForm(given) if "live_from" in given else GoLiveForm()
@@ -127,7 +129,13 @@ def _go_live(request: HttpRequest, live_from: datetime) -> HttpResponse:
 def pause(request: HttpRequest) -> HttpResponse:
     """Stop sending, with the reason; whoever maps and reviews may do it, for stopping loses nothing."""
     status = control.read_status(settings.CONFIG)
-    if status.mode == "shadow" or status.paused_by not in {None, control.BY_ITSELF}:
+    if status.mode == "shadow":
+        messages.info(request, _("Nothing is sent before going live: there is nothing to pause."))
+        return redirect("portal:setup")
+    if status.paused_by not in {None, control.BY_ITSELF}:
+        messages.info(
+            request, _("Delivery is paused already, by %(who)s.") % {"who": who_paused(status.paused_by)}
+        )
         return redirect("portal:setup")
     form = PauseForm(request.POST or None)
     if form.is_valid():
@@ -145,6 +153,7 @@ def resume(request: HttpRequest) -> HttpResponse:
     """Send again, after a look at what stopped it and what is sent then."""
     config, status = settings.CONFIG, control.read_status(settings.CONFIG)
     if status.paused_at is None:
+        messages.info(request, _("Delivery is not paused any more."))
         return redirect("portal:setup")
     if request.method == "POST":
         user = person(request)
@@ -156,6 +165,8 @@ def resume(request: HttpRequest) -> HttpResponse:
         try:
             if control.resume(config, by=user.email, user=user, seen=seen):
                 messages.success(request, _("Delivery goes on.") + f" {ask_for_run(request)}")
+            else:
+                messages.info(request, _("Delivery is not paused any more."))
         except control.ControlError as error:
             messages.error(request, str(error))
             return redirect("portal:resume")
@@ -163,5 +174,12 @@ def resume(request: HttpRequest) -> HttpResponse:
     queued = counted_balance(config.steve_source).states["queued"]
     by_itself = status.paused_by == control.BY_ITSELF
     return render(
-        request, "portal/resume.html", {"delivery": status, "queued": queued, "by_itself": by_itself}
+        request,
+        "portal/resume.html",
+        {
+            "delivery": status,
+            "queued": queued,
+            "by_itself": by_itself,
+            "paused_by": who_paused(status.paused_by),
+        },
     )

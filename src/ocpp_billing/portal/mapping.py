@@ -157,7 +157,7 @@ def mapping_end(request: HttpRequest, mapping_id: int) -> HttpResponse:
             "tag": found.id_tag.text,
             "at": stamp(ended.valid_to, clock.now()) if ended.valid_to is not None else "",
         }
-        messages.success(request, says)
+        messages.success(request, f"{says} {ask_for_run(request)}")
         return redirect("portal:mapping", found.pk)
     return _cut_page(request, found, "end")
 
@@ -197,9 +197,8 @@ def mapping_delete(request: HttpRequest, mapping_id: int) -> HttpResponse:
         except MappingError as error:
             messages.error(request, str(error))
             return redirect("portal:mapping", found.pk)
-        messages.success(
-            request, _("The mapping of %(tag)s is deleted. The audit keeps it.") % {"tag": found.id_tag.text}
-        )
+        says = _("The mapping of %(tag)s is deleted. The audit keeps it.") % {"tag": found.id_tag.text}
+        messages.success(request, f"{says} {ask_for_run(request)}")
         return redirect("portal:mappings")
     preview = _touched(found, found.valid_from, active=True)
     context = {
@@ -245,7 +244,8 @@ def mapping_verify(request: HttpRequest, mapping_id: int) -> HttpResponse:
         except MappingError as error:
             messages.error(request, str(error))
         else:
-            messages.success(request, _("Lago knows the customer and the subscription."))
+            says = _("Lago knows the customer and the subscription.")
+            messages.success(request, f"{says} {ask_for_run(request)}")
     else:
         messages.warning(request, _("Lago still cannot be asked. Try again in a minute."))
     return redirect("portal:mapping", mapping_id)

@@ -27,6 +27,7 @@ from ocpp_billing.portal.format import count, kwh
 from ocpp_billing.portal.mapping_form import FOUND, OFFERED, find_mapping
 from ocpp_billing.portal.mapping_payer import find_payer, remarks_about_customer
 from ocpp_billing.portal.paging import read_page
+from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.sync.policy import policy_of
 
 if TYPE_CHECKING:
@@ -243,4 +244,5 @@ def _carry_out(request: HttpRequest, plan: MovePlan, directory: LagoDirectory, n
             "%(n)s sessions, %(kwh)s kWh, are moved. Their events go out with the next run.",
             moved,
         )
-        messages.success(request, says % {"n": count(moved), "kwh": kwh(moved_wh)})
+        says %= {"n": count(moved), "kwh": kwh(moved_wh)}
+        messages.success(request, f"{says} {ask_for_run(request)}")

@@ -23,6 +23,7 @@ from ocpp_billing.doctor.lago import look_at_lago
 from ocpp_billing.doctor.steve import look_at_steve
 from ocpp_billing.portal import queries
 from ocpp_billing.portal.access import needs, person
+from ocpp_billing.portal.banners import who_paused
 from ocpp_billing.sync.clients import lago_client, steve_client
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def setup(request: HttpRequest) -> HttpResponse:
         "balance": balance,
         "unmapped": balance.reasons.get("unmapped_tag"),
         "delivery": progress.delivery,
+        "paused_by": who_paused(progress.delivery.paused_by),
         "missing_steve": config.missing("STEVE_API_URL", "STEVE_API_KEY"),
         "missing_lago": config.missing("LAGO_API_KEY"),
         "asked": asked,
