@@ -104,7 +104,7 @@ def _log_level(config: Config, args: argparse.Namespace) -> str:
 
 def _understood(error: Exception) -> str | None:
     """The sentence for errors whose classes can only be imported once Django is there."""
-    from django.db import DatabaseError, InterfaceError, OperationalError
+    from django.db import DatabaseError
 
     from ocpp_billing.billing.closing import ClosingError
     from ocpp_billing.billing.control import ControlError
@@ -114,6 +114,7 @@ def _understood(error: Exception) -> str | None:
     from ocpp_billing.lago.errors import LagoError
     from ocpp_billing.mappings.store import MappingError
     from ocpp_billing.steve.errors import SteveError
+    from ocpp_billing.sync.heartbeat import DATABASE_GONE
 
     known = (ClosingError, ControlError, LagoError, MappingError, MoveError, PseudonymError, SteveError)
     if isinstance(error, known):
@@ -122,9 +123,7 @@ def _understood(error: Exception) -> str | None:
         return f"{error}. The other worker goes on with the work."
     if is_disk_full(error):
         return why_away(error)
-    if isinstance(error, (OperationalError, InterfaceError)) or "psycopg.OperationalError" in repr(
-        type(error)
-    ):
+    if isinstance(error, DATABASE_GONE):
         return (
             f"The database cannot be used: {first_line(error)}. Check DATABASE_URL, and that PostgreSQL runs:"
             " why the embedded one does not is in the log of ocpp-billing up."

@@ -97,6 +97,8 @@ def test_a_second_demo_begins_anew_and_never_meets_the_systems_that_the_environm
         done = run_command("demo", "--once", settings=settings(data) | environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Lago's own ledger counts 118.945 kWh." in done.stdout
+    # Where `up` keeps a real ledger nothing is made, and so nothing emptied.
+    assert [entry.name for entry in data.iterdir()] == ["demo"]
 
 
 def test_the_demo_serves_the_portal_until_ctrl_c_and_leaves_no_process(data, port, tmp_path):

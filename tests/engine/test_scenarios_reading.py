@@ -337,6 +337,31 @@ def test_row_37_a_steve_that_came_back_from_a_backup_doubles_nothing_and_bills_n
 
 
 @every_release
+def test_row_37_a_restored_steve_that_fails_right_afterwards_has_paused_delivery_all_the_same(live):
+    for _ in range(3):
+        live.session("TAG-ALICE", energy_wh=1_000)
+    live.sync()
+    live.steve.snapshot()
+    live.session("TAG-ALICE", energy_wh=2_000)
+    live.sync()
+    live.clock.advance(HOUR)
+    live.steve.restore()
+    live.session("TAG-BOB", "CP-2", energy_wh=500)
+    new = live.session("TAG-BOB", "CP-2", energy_wh=500)
+    live.steve.add_fault(Fault("status", path="type=ACTIVE", times=-1))
+    assert "discover" in errors_of(live.sync())
+    live.steve.clear_faults()
+    assert "restored from a backup" in control.read_status(live.config()).pause_reason
+    live.sync()
+    assert live.lago_wh("sub-bob") == 0
+    live.resume()
+    live.sync()
+    assert live.state_of(new) == ("confirmed", None)
+    assert (live.lago_wh("sub-alice"), live.lago_wh("sub-bob")) == (5_000, 1_000)
+    live.assert_conserved()
+
+
+@every_release
 def test_row_37_a_steve_that_came_back_with_fewer_sessions_is_recognised_when_it_gives_ids_out_anew(live):
     before = live.session("TAG-ALICE", energy_wh=1_000)
     live.sync()
@@ -670,6 +695,32 @@ def test_row_33_a_first_read_of_the_history_goes_on_where_it_broke_off(live):
     then = windows_of(live)
     assert broke_off_at.startswith(then[0][1])  # nothing again that was read already
     assert set(read.all()) == set(numbers)
+    live.assert_conserved()
+
+
+@every_release
+def test_row_36_a_first_read_that_broke_off_does_not_go_on_with_another_steve(live):
+    for days in range(19, 0, -2):
+        live.session("TAG-ALICE", start=timedelta(days=days), stop=timedelta(days=days) - HOUR)
+    live.steve.skip_ids(20_000)  # so many that they do not fit into one answer
+    live.session("TAG-ALICE")
+    live.steve.add_fault(Fault("status", path="from=", skip=3, times=-1))
+    live.sync()
+    read = set(ChargingSession.objects.values_list("steve_id", flat=True))
+    assert read
+    live.steve.clear_faults()
+    live.steve.snapshot("ours")
+    live.steve.reset()  # what answers at the address now is another server's database
+    for number in range(3):
+        live.session("TAG-BOB", f"CP-STAGING-{number}", start=40 * DAY, stop=40 * DAY - HOUR)
+    run = live.sync()
+    assert (run.status, run.delivery) == ("failed", "paused")
+    assert "answers as another StEvE" in errors_of(run)["discover"]
+    assert set(ChargingSession.objects.values_list("steve_id", flat=True)) == read
+    live.steve.restore("ours")
+    live.resume()
+    assert live.sync().status == "completed"
+    assert ChargingSession.objects.count() == 11
     live.assert_conserved()
 
 

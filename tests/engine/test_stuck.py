@@ -689,6 +689,14 @@ def test_what_was_foretold_is_what_steve_writes(live, steve, values, next_wh, st
     live.assert_conserved()
 
 
+def test_a_session_that_is_being_charged_is_not_closed(live, steve):
+    running = live.start("TAG-ALICE", at=MINUTE, meter_wh=1_000)
+    live.sync()
+    with pytest.raises(ClosingError, match="is not stuck"):
+        preview_close(live.config(), steve, row(running))
+    assert patches(live) == []
+
+
 @pytest.mark.parametrize("release", ["3.13", "3.14.1"])
 def test_where_two_releases_would_write_different_stops_both_are_said(live, steve, release):
     died = abandoned(live, (2 * HOUR, 4_000), (HOUR, 9_000), (50 * MINUTE, 1_200))

@@ -88,6 +88,20 @@ def test_what_a_person_accepted_holds_when_the_session_comes_back_as_it_was(live
     live.assert_conserved()
 
 
+def test_a_tag_that_cannot_be_read_is_not_taken_for_a_deleted_one(live):
+    live.session("TAG-ALICE")
+    live.session("TAG-BOB", "CP-2")
+    live.sync()
+    live.steve.break_tag("TAG-ALICE", ocppTagPk="seven")
+    live.clock.advance(DAY)
+    assert live.sync().status == "partial"
+    assert IdTag.objects.get(text="TAG-ALICE").vanished_at is None
+    live.steve.break_tag("TAG-ALICE")
+    live.steve.delete_tag("TAG-ALICE")
+    a_night(live)
+    assert IdTag.objects.get(text="TAG-ALICE").vanished_at is not None
+
+
 def test_what_a_person_read_off_the_meter_stays_billed_when_the_session_comes_back(live):
     running = live.start("TAG-ALICE", at=3 * HOUR, meter_wh=1_000)
     live.session("TAG-BOB", "CP-2", energy_wh=1_000)

@@ -221,7 +221,7 @@ def test_continuous_integration_runs_the_readmes_test_command():
 
 # What documents name that is no setting of the product, and whose it is.
 OTHERS = {
-    *("OCPP_BILLING_ENV_FILE", "FORWARDED_ALLOW_IPS"),
+    *("OCPP_BILLING_ENV_FILE", "FORWARDED_ALLOW_IPS", "LAGO_DEFAULT_EVENT_STORE"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("TEST_DATABASE_URL", "OCPP_BILLING_REQUIRE_BROWSER"),
     # of Python and systemd

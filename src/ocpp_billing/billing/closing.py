@@ -315,6 +315,11 @@ def _refuse_unless_open(session: ChargingSession) -> None:
         raise ClosingError(f"StEvE no longer shows session {session.steve_id}. {OTHERWISE}")
     if session.stopped_at is not None:
         raise ClosingError(f"Session {session.steve_id} has stopped: there is nothing to close.")
+    if session.state != SessionState.STUCK:
+        raise ClosingError(
+            f"Session {session.steve_id} is not stuck: as far as is known it is being charged. See: "
+            "ocpp-billing stuck"
+        )
 
 
 def _may_skip_falls(config: Config, capabilities: Capabilities) -> tuple[bool, ...]:

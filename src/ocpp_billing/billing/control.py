@@ -32,6 +32,8 @@ KEY_REFUSED = "Lago refuses LAGO_API_KEY"
 # Begins the reason while and because a ledger has to learn what Lago holds; `adopt` settles it.
 ADOPTING = "ocpp-billing adopt is running"
 UNKNOWN_EVENTS = "Lago holds usage events of this source that this ledger does not know"
+# What a restored StEvE may look like at first: that it was restored says more.
+STRANGERS = "StEvE shows other sessions under numbers that are known"
 BESIDES = " Besides, it stopped by itself: "
 # What ends without a person looking: another pause must outlast it.
 ENDS_BY_ITSELF = (KEY_REFUSED, ADOPTING)
@@ -161,23 +163,28 @@ def pause(config: Config, *, by: str, reason: str, user: User | None = None) -> 
     takes over one that would end by itself. So no cause ends with another one, and none is forgotten.
     """
     with effect("db commit pause"), transaction.atomic():
-        control = _locked(config.steve_source)
-        before = None
-        if control.paused_at is None:
-            control.paused_at, control.paused_by, control.pause_reason = clock.now(), by, reason
-        else:
-            before = {"paused_by": control.paused_by, "reason": control.pause_reason}
-            if not _add_cause(control, by, reason):
-                return
-        control.save(update_fields=["paused_at", "paused_by", "pause_reason"])
-        audit.record(
-            "delivery.pause",
-            user=user,
-            actor=by,
-            target=f"source:{config.steve_source}",
-            before=before,
-            after={"reason": reason},
-        )
+        pause_within(config.steve_source, by=by, reason=reason, user=user)
+
+
+def pause_within(source: str, *, by: str, reason: str, user: User | None = None) -> None:
+    """:func:`pause` a source within a transaction of the caller's: both happen, or neither."""
+    control = _locked(source)
+    before = None
+    if control.paused_at is None:
+        control.paused_at, control.paused_by, control.pause_reason = clock.now(), by, reason
+    else:
+        before = {"paused_by": control.paused_by, "reason": control.pause_reason}
+        if not _add_cause(control, by, reason):
+            return
+    control.save(update_fields=["paused_at", "paused_by", "pause_reason"])
+    audit.record(
+        "delivery.pause",
+        user=user,
+        actor=by,
+        target=f"source:{source}",
+        before=before,
+        after={"reason": reason},
+    )
 
 
 def _add_cause(control: DeliveryControl, by: str, reason: str) -> bool:
@@ -190,7 +197,10 @@ def _add_cause(control: DeliveryControl, by: str, reason: str) -> bool:
         control.pause_reason = f"{before.rstrip('.')}.{BESIDES}{reason}"
         return True
     if by == BY_ITSELF and (
-        ends or reason in before or not before.startswith((*ENDS_BY_ITSELF, UNKNOWN_EVENTS))
+        ends
+        or reason in before
+        or reason.startswith(STRANGERS)
+        or not before.startswith((*ENDS_BY_ITSELF, UNKNOWN_EVENTS, STRANGERS))
     ):
         return False
     if not before.startswith(ENDS_BY_ITSELF):

@@ -425,7 +425,7 @@ def _session(
             stop_seen_at=stop_seen_at,
             latest_lower_start_at=latest_lower_start_at,
             overlaps=overlaps.in_both,
-            identity_conflict=identity_conflict if other_source is None else _known_as(other_source),
+            identity_conflict=_joined(identity_conflict, other_source),
             evidence_stop_wh=evidence_stop_wh,
         ),
         next_n=max((n for n, *_ in events), default=0) + 1,
@@ -436,11 +436,15 @@ def _session(
     )
 
 
-def _known_as(source: str) -> str:
-    return (
+def _joined(conflict: str | None, other_source: str | None) -> str | None:
+    """What speaks against its identity: of its tag, and that another source has it, too."""
+    if other_source is None:
+        return conflict
+    known = (
         "The very same session (number, charge box, tag and start) is known as one of STEVE_SOURCE "
-        f"{source}. If that was renamed, put the old name back: by the new one it would be billed again."
+        f"{other_source}. If that was renamed, put the old name back: by the new one it is billed twice."
     )
+    return known if conflict is None else f"{conflict}. {known}"
 
 
 def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
@@ -463,7 +467,7 @@ def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
 
 
 # A person's reading stands for the stop that StEvE does not have. A session that another source knew first is
-# the same one, read again under another name.
+# the same one, read again under another name; where that one was never live, nothing of it is billed.
 _SESSION_COLUMNS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
     s.connector_id, s.started_at, s.start_wh,
@@ -473,7 +477,9 @@ SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_t
     t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint, (
         SELECT o.source_id FROM source other JOIN charging_session o
             ON o.source_id = other.name AND o.steve_id = s.steve_id AND o.fingerprint = s.fingerprint
-        WHERE other.name <> s.source_id AND o.id < s.id LIMIT 1
+        WHERE other.name <> s.source_id AND o.id < s.id AND EXISTS (
+            SELECT FROM delivery_control c WHERE c.source_id = other.name AND c.live_from IS NOT NULL
+        ) LIMIT 1
     )
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id

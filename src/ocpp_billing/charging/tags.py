@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from ocpp_billing.steve.wire import Tag
 
 
-def ingest_tags(cursor: Any, source: str, tags: Sequence[Tag], now: datetime) -> None:
+def ingest_tags(
+    cursor: Any, source: str, tags: Sequence[Tag], now: datetime, *, is_complete: bool = True
+) -> None:
     """Write StEvE's list of tags into the ledger; call within a transaction.
 
-    A tag that is no longer listed is flagged, never removed. A change of parent is a new row of history.
+    A tag that is no longer listed is flagged, never removed; none is where tags of the list could not be
+    read (not ``is_complete``), as it may be one of them. A change of parent is a new row of history.
     The same text under another pk, or the same pk with another text, is an identity conflict: StEvE was
     migrated or restored, or a tag was deleted and made again for somebody else.
 
@@ -33,7 +36,8 @@ def ingest_tags(cursor: Any, source: str, tags: Sequence[Tag], now: datetime) ->
     cursor.execute(_FIND_CONFLICTS, bound)
     changed = {tag_id for (tag_id,) in cursor.fetchall()}
     cursor.execute(_UPSERT_TAGS, bound)
-    cursor.execute(_MARK_VANISHED, bound)
+    if is_complete:
+        cursor.execute(_MARK_VANISHED, bound)
     cursor.execute(_RECORD_PARENTS, bound)
     changed |= {tag_id for tag_id, decides in cursor.fetchall() if decides}
     ask_again_for_tags(cursor, sorted(changed))

@@ -44,7 +44,7 @@ def run_demo(*, release: str, once: bool, empty: bool, port: int, reload: bool) 
     isolate_environment(world)
     os.environ["AUTH_URL"] = f"http://localhost:{port}"
     try:
-        with EmbeddedPostgres(data_dir_of(load_config()), notice=say) as server, Keeper(server):
+        with EmbeddedPostgres(data_dir_of(load_config()) / "demo", notice=say) as server, Keeper(server):
             os.environ["DATABASE_URL"] = server.url
             return _demonstrate(world, release=release, once=once, empty=empty, port=port, reload=reload)
     finally:

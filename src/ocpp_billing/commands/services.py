@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from http import HTTPStatus
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING
 
 from ocpp_billing import __version__
@@ -21,6 +21,7 @@ from ocpp_billing.commands.ground import (
 )
 from ocpp_billing.config import Config, ConfigError, read_environment
 from ocpp_billing.embedded.database import data_dir_of, database
+from ocpp_billing.embedded.postgres import running_url
 from ocpp_billing.schema import migrate as bring_up_to_date
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_commands(commands: Commands) -> None:
         "check that this machine's web process or worker lives",
         "For health checks of containers and service managers. Exit code 0 or 1.",
     )
-    added.add_argument("service", choices=["web", "worker"])
+    added.add_argument("what", choices=["web", "worker"])
     added.add_argument("--port", type=int, default=8000, help="port of the web process (%(default)s)")
 
 
@@ -70,9 +71,7 @@ def up(config: Config, args: argparse.Namespace) -> int:
     os.environ["AUTH_URL"] = address = people_come_to(args.port)
     with database(config, note):
         set_up_django()
-        from django.core.management import call_command
-
-        call_command("migrate", interactive=False, verbosity=0)
+        bring_up_to_date(verbosity=0)
         services = Services(
             [
                 Service("web", ["web", "--host", args.host, "--port", str(args.port)]),
@@ -138,8 +137,11 @@ def migrate(config: Config, _args: argparse.Namespace) -> int:
 
 def healthy(config: Config, args: argparse.Namespace) -> int:
     """Check that this machine's web process answers, or that its worker was heard of lately."""
-    if args.service == "web":
+    if args.what == "web":
         return _web_answers(args.port)
+    if config.database_url is None and running_url(data_dir_of(config)) is None:
+        note("The embedded database is not running, so neither is a worker: start ocpp-billing up.")
+        return FAILED
     with ledger(config):
         from ocpp_billing import clock
         from ocpp_billing.sync.liveness import heard_of_here
@@ -157,7 +159,7 @@ def _web_answers(port: int) -> int:
     try:
         connection.request("GET", "/healthz")
         status = connection.getresponse().status
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         note(f"The web process does not answer on port {port}: {error}")
         return FAILED
     finally:

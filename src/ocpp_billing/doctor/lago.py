@@ -102,6 +102,15 @@ def _organization(config: Config, organization: Organization, *, with_ledger: bo
         f"Organisation {name}, time zone {organization.timezone or 'unknown'}, event store {store}, "
         f"grace period {grace} days{' (honoured with a licence only)' if grace else ''}."
     )
+    if organization.events_store == "clickhouse":
+        return warning(
+            "Lago",
+            "deduplication",
+            f"{says} Lago's API does not say whether that store takes repeated events as one.",
+            "Have whoever runs Lago check that clickhouse_deduplication_enabled is true for the organisation "
+            "(it is where it was made with LAGO_DEFAULT_EVENT_STORE=clickhouse). Without it, an event whose "
+            "answer was lost and that is sent again within seconds may be billed twice.",
+        )
     return ok("Lago", "organization", says)
 
 

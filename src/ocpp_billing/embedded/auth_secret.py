@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 from ocpp_billing.embedded.postgres import make_data_dir
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def auth_secret(data_dir: Path) -> str:
     """The secret of this data folder; made, readable by its owner alone, when there is none.
 
     Raises:
-        OSError: when the folder cannot be written.
+        DataFolderError: when the folder cannot be made.
+        OSError: when it cannot be written.
     """
     path = data_dir / "auth-secret"
     make_data_dir(data_dir)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        secret = secrets.token_urlsafe(48)
-        file.write(secret + "\n")
-    return secret
+    if not path.exists() or not path.read_text().strip():
+        # Whole or not at all, also where the disk is full or the power fails in between.
+        descriptor, new = tempfile.mkstemp(dir=data_dir, prefix="auth-secret-")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(48) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(new).replace(path)
+        except OSError:
+            Path(new).unlink(missing_ok=True)
+            raise
+    return path.read_text().strip()

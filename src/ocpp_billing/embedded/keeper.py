@@ -71,6 +71,8 @@ class Keeper:
                 log.error(  # noqa: TRY400 - the sentence says all
                     "PostgreSQL does not start", action="services.database_failed", error=str(error)
                 )
+            except (OSError, RuntimeError):  # no memory, no threads, no files: that may pass
+                log.exception("PostgreSQL does not start", action="services.database_failed")
             else:
                 self._started_at = time.monotonic()
                 log.warning("PostgreSQL runs again", action="services.database_started", pid=self._server.pid)

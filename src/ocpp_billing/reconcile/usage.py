@@ -45,6 +45,14 @@ def compare_what_is_counted(
         directory = directories[code]
         metric = directory.metric()
         if metric is None:
+            yield Difference(
+                "ledger and Lago",
+                "metric_missing",
+                line.subscription,
+                code,
+                f"Lago has no billable metric {code}, so nothing that was sent for it is counted.",
+                "Was it deleted? Create it anew in Lago, with its charge, before the period is invoiced.",
+            )
             continue
         counted = _Counted(line.customer, line.subscription, ledger, lago, directory, metric)
         charges = directory.charges_of_plans({event.plan_code for event in taken if event.plan_code})

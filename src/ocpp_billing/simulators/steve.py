@@ -250,6 +250,15 @@ class SteveSimulator(SimulatedServer):
         with self.lock:
             return self.store.inject(raw, transaction_id)
 
+    def break_tag(self, id_tag: str, **fields: Any) -> None:
+        """List a tag with these fields in place of its own, whatever is wrong with them; none = as it is.
+
+        Raises:
+            KeyError: for an unknown tag.
+        """
+        with self.lock:
+            self.store.tag_faces[self._tag(id_tag).pk] = fields
+
     def snapshot(self, name: str = "backup") -> None:
         """Make a backup of the database."""
         with self.lock:

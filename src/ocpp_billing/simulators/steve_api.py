@@ -408,7 +408,10 @@ class SteveApi:
         keep = self._tag_filter(request)
         store, counts = self.central.store, self.central.store.active_counts()
         tags = [tag for _, tag in sorted(store.tags.items()) if keep(tag, counts.get(tag.pk, 0))]
-        objects = [tag_object(tag, store, counts.get(tag.pk, 0), self.release) for tag in tags]
+        objects = [
+            tag_object(tag, store, counts.get(tag.pk, 0), self.release) | store.tag_faces.get(tag.pk, {})
+            for tag in tags
+        ]
         return self._timed(self._json(objects), "tags")
 
     def _tag_filter(self, request: Request) -> Callable[[Tag, int], bool]:

@@ -218,6 +218,7 @@ class SteveStore:
         self._tag_text_index: dict[str, int] = {}
         self._texts_by_key: dict[str, list[int]] = {}
         self.tags: dict[int, Tag] = {}
+        self.tag_faces: dict[int, dict[str, Any]] = {}
         self._tag_by_key: dict[str, int] = {}
         self.tag_version = 0
         """Grows with every change that makes rendered tags of transactions stale."""

@@ -423,7 +423,7 @@ class Discovery:
         now = clock.now().isoformat()
         self.progress["restored"] = {"after": last, "at": now}
         self.progress["recognised_at"] = now
-        self.progress["crossed_to"] = min(int(self.progress["crossed_to"]), last)
+        self.progress["crossed_to"] = min(int(self.progress.get("crossed_to", last)), last)
         self.record(NOTHING, gone=gone, progress=self.progress, rewind_to=last)
         self.say(
             f"StEvE was restored from a backup: {last} is the last transaction that is still there, "
@@ -569,6 +569,11 @@ class Discovery:
 
         Newest first: when a session with a reset clock turns up, the sessions around its id are known.
         """
+        latest = self.known.latest_ids(IDENTITY_SAMPLE if self.capabilities.id_lists else 1)
+        if latest:  # it broke off: does it go on with the StEvE that it began with?
+            self._is_itself(
+                latest, self.client.transactions_by_id(latest, id_lists=self.capabilities.id_lists)
+            )
         if "backfill" not in self.progress:
             self._read_active()
         self._read_windows("backfill", EARLIEST)

@@ -115,6 +115,10 @@ class Recorder:
         """Record one answer: see :class:`ocpp_billing.steve.discovery.Recorder`."""
         with fenced_transaction("record", self.fence) as cursor:
             now = clock.now()
+            if rewind_to is not None:
+                # Here, so that no crash comes between: a person looks before anything new is sent. And
+                # first, as whoever goes live locks delivery before sessions.
+                control.pause_within(self.source, by=control.BY_ITSELF, reason=_says_restored(rewind_to))
             read = ingest_transactions(
                 cursor, self.source, answer.rows, answer.malformed, now, _restored(progress)
             )
@@ -130,25 +134,27 @@ class Recorder:
         return read.strangers
 
 
+def _says_restored(last: int) -> str:
+    return (
+        f"StEvE was restored from a backup: ids after {last} mean new sessions now. Check that the sessions "
+        "on both sides of it look right, then resume."
+    )
+
+
 @contextmanager
 def pause_where_identity_is_in_doubt(config: Config, discovery: Discovery) -> Iterator[None]:
-    """Stop delivery when StEvE is another one, was restored, or shows others under known numbers."""
-    restored_before = discovery.progress.get("restored")
+    """Stop delivery when StEvE is another one, or shows others under known numbers.
+
+    That it was restored stops delivery, too: see :class:`Recorder`.
+    """
     try:
         yield
     except AnotherSteveError as error:
         control.pause(config, by=control.BY_ITSELF, reason=str(error))
         raise
-    restored = discovery.progress.get("restored")
-    if restored != restored_before and restored is not None:
-        reason = (
-            f"StEvE was restored from a backup: ids after {restored['after']} mean new sessions now. Check "
-            "that the sessions on both sides of it look right, then resume."
-        )
-        control.pause(config, by=control.BY_ITSELF, reason=reason)
     if discovery.strangers:
         some = ", ".join(map(str, sorted(discovery.strangers)[:5]))
-        reason = f"StEvE shows other sessions under numbers that are known ({some}); they were not recorded."
+        reason = f"{control.STRANGERS} ({some}); they were not recorded."
         control.pause(config, by=control.BY_ITSELF, reason=reason)
         raise AnotherSteveError(reason)
 
@@ -251,7 +257,7 @@ def _read_tags(name: str, discovery: Discovery, journal: RunJournal) -> None:
     progress["tags"] = {"at": clock.now().isoformat(), "took_s": round(steve.busy_s - busy_before, 3)}
     discovery.charge()
     with fenced_transaction("record tags", journal.fence) as cursor:
-        ingest_tags(cursor, name, answer.rows, clock.now())
+        ingest_tags(cursor, name, answer.rows, clock.now(), is_complete=not answer.malformed)
         store_progress(cursor, name, progress)
     if answer.malformed:
         journal.left(f"{len(answer.malformed)} tags of StEvE could not be read: {answer.malformed[0].reason}")

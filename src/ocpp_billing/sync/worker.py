@@ -24,6 +24,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.config import ConfigError
 from ocpp_billing.database import FenceError, why_away
 from ocpp_billing.log import get_logger
+from ocpp_billing.schema import NEWER, SchemaError, find_schema_error
 from ocpp_billing.sync.clients import open_clients
 from ocpp_billing.sync.heartbeat import DATABASE_GONE, Heartbeat, say_good_bye
 from ocpp_billing.sync.journal import RunJournal, end_abandoned_runs
@@ -107,6 +108,8 @@ class Worker:
             except DATABASE_GONE as error:
                 why = why_away(error)
                 log.warning("database away", action="worker.database", error=why)
+            except SchemaError as error:
+                log.error("wrong schema", action="worker.schema", error=str(error))  # noqa: TRY400 - says all
             except FenceError as error:
                 log.warning("leadership lost", action="worker.lost", error=str(error))
                 continue
@@ -127,6 +130,9 @@ class Worker:
             log.info("worker stands by", action="worker.standby", worker=self.name)
             if not self._stand_by(leadership, wake_fd):
                 return
+        # A standby may have waited for days, while another machine was upgraded.
+        if (error := find_schema_error()) is not None and error.code == NEWER:
+            raise error
         heartbeat.lead(leadership.backend_pid)
         log.info("worker leads", action="worker.lead", worker=self.name)
         Leader(self.config, self.name, leadership, heartbeat, self.stopping, wake_fd, self._lost).lead()
