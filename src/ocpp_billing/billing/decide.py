@@ -467,7 +467,7 @@ def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
 
 
 # A person's reading stands for the stop that StEvE does not have. A session that another source knew first is
-# the same one, read again under another name; where that one was never live, nothing of it is billed.
+# the same one, read again under another name. Also where that one was never live: it may still go live.
 _SESSION_COLUMNS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
     s.connector_id, s.started_at, s.start_wh,
@@ -477,9 +477,7 @@ SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_t
     t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint, (
         SELECT o.source_id FROM source other JOIN charging_session o
             ON o.source_id = other.name AND o.steve_id = s.steve_id AND o.fingerprint = s.fingerprint
-        WHERE other.name <> s.source_id AND o.id < s.id AND EXISTS (
-            SELECT FROM delivery_control c WHERE c.source_id = other.name AND c.live_from IS NOT NULL
-        ) LIMIT 1
+        WHERE other.name <> s.source_id AND o.id < s.id LIMIT 1
     )
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id
