@@ -485,6 +485,12 @@ def empty_ledger() -> None:
         cursor.execute(_TRUNCATE if many else _EMPTY)
 
 
+def forget_people() -> None:
+    """Delete all users and what is theirs, after tests that commit them: others make people of the same names."""
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE app_user CASCADE")
+
+
 def back_up_ledger() -> dict[str, bytes]:
     """A backup of our own database: the rows of every table of the ledger."""
     rows: dict[str, bytes] = {}

@@ -54,7 +54,7 @@ def find_schema_error() -> SchemaError | None:
     return None
 
 
-def migrate(*, verbosity: int) -> None:
+def bring_up_to_date(*, verbosity: int) -> None:
     """Bring the schema up to date; of several processes that do so at once, each waits for the one before.
 
     Args:

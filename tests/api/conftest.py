@@ -7,7 +7,6 @@ import json
 
 import pytest
 from django.conf import settings as django_settings
-from django.db import connection
 from django.test import Client
 
 from ocpp_billing import clock
@@ -15,6 +14,7 @@ from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.accounts.tokens import issue_token
 from tests.caches import clear_caches
 from tests.portal.conftest import BACKEND
+from tests.world import forget_people
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +87,7 @@ def call(world, as_token, settings, lago_is_away):
     clear_caches()  # what an earlier test left committed
     yield as_token(Role.OPERATOR)
     clear_caches()
-    # The engine commits, and so does what these tests make beside it: other tests make people of that name.
-    with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE app_user CASCADE")
+    forget_people()
 
 
 @pytest.fixture

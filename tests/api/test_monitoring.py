@@ -14,7 +14,7 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.balance import prove_balance
 from ocpp_billing.embedded.database import set_up_schema
 from ocpp_billing.portal import monitoring
-from ocpp_billing.schema import SchemaError, migrate
+from ocpp_billing.schema import SchemaError, bring_up_to_date
 from ocpp_billing.sync.models import SyncStep
 from tests.portal import ledger
 
@@ -134,7 +134,7 @@ def test_nothing_starts_on_the_schema_of_a_newer_version_nor_changes_it(client):
     with pytest.raises(SchemaError, match="restore the backup"):
         set_up_schema(embedded=True)
     with pytest.raises(SchemaError, match="restore the backup"):
-        migrate(verbosity=0)
+        bring_up_to_date(verbosity=0)
 
 
 def test_not_ready_while_the_database_is_away(client, monkeypatch):

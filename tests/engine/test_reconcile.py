@@ -24,6 +24,15 @@ RELEASES = ["3.7", "3.8", "3.9", "3.10", "3.11", "3.12", "3.14"]
 
 
 @pytest.fixture
+def ahead(world):
+    """Alice pays by a plan that charges in advance, and billing is live."""
+    world.plan("ahead", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ahead")
+    world.go_live()
+    return world
+
+
+@pytest.fixture
 def reconcile(world, monkeypatch, capsys):
     """(exit code, what it found) of a look with these arguments."""
 
@@ -255,37 +264,28 @@ def test_what_others_sent_is_on_a_line_of_its_own(live, reconcile):
     assert (period["counted_kwh"], period["ours_wh"], period["others_kwh"]) == ("7.5", 5_000, "2.5")
 
 
-def test_a_charge_in_advance_is_compared_by_its_fees(world, reconcile):
-    world.plan("ahead", pay_in_advance_charge=True)
-    world.payer("TAG-ALICE", "alice", plan="ahead")
-    world.go_live()
-    world.session("TAG-ALICE", energy_wh=5_000)
-    world.sync()
+def test_a_charge_in_advance_is_compared_by_its_fees(ahead, reconcile):
+    ahead.session("TAG-ALICE", energy_wh=5_000)
+    ahead.sync()
     assert reconcile()["agrees"]
-    world.clock.advance(LOST_AFTER)
+    ahead.clock.advance(LOST_AFTER)
     UsageEvent.objects.update(transaction_id="steve:main:999-00000000:1")
     assert ("no_fee", "sub-alice", "steve:main:999-00000000:1") in differences(reconcile())
 
 
-def test_a_fee_is_waited_for_as_long_as_lago_may_take_to_make_it(world, reconcile):
-    world.plan("ahead", pay_in_advance_charge=True)
-    world.payer("TAG-ALICE", "alice", plan="ahead")
-    world.go_live()
-    world.lago.lose_jobs(1)
-    world.session("TAG-ALICE", energy_wh=5_000)
-    world.sync()
+def test_a_fee_is_waited_for_as_long_as_lago_may_take_to_make_it(ahead, reconcile):
+    ahead.lago.lose_jobs(1)
+    ahead.session("TAG-ALICE", energy_wh=5_000)
+    ahead.sync()
     assert reconcile()["agrees"]
-    world.clock.advance(LOST_AFTER)
+    ahead.clock.advance(LOST_AFTER)
     assert [code for code, _, _ in differences(reconcile())] == ["no_fee"]
 
 
-def test_two_fees_of_one_event_are_one_too_many(world, reconcile):
-    world.plan("ahead", pay_in_advance_charge=True)
-    world.payer("TAG-ALICE", "alice", plan="ahead")
-    world.go_live()
-    world.session("TAG-ALICE", energy_wh=5_000)
-    world.sync()
-    books = world.lago.books
+def test_two_fees_of_one_event_are_one_too_many(ahead, reconcile):
+    ahead.session("TAG-ALICE", energy_wh=5_000)
+    ahead.sync()
+    books = ahead.lago.books
     (fee,) = books.fees
     books.fees.append(replace(fee, lago_id="another"))
     (difference,) = reconcile()["differences"]

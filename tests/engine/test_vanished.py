@@ -17,15 +17,6 @@ each_kind = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def live(world):
-    """Alice and Bob pay for a tag each, and billing is live from the beginning of the world."""
-    world.payer("TAG-ALICE", "alice")
-    world.payer("TAG-BOB", "bob")
-    world.go_live()
-    return world
-
-
 def row(steve_id):
     return ChargingSession.objects.get(steve_id=steve_id, superseded_at=None)
 

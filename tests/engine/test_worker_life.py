@@ -29,6 +29,7 @@ from tests.engine import processes
 from tests.engine.processes import eventually, running, test_database_url
 from tests.engine.test_alerts import mail_server, receiver
 from tests.portal.conftest import BACKEND, add_person
+from tests.world import forget_people
 
 NEVER = "0 0 29 2 *"  # at the soonest in four years' time
 
@@ -255,8 +256,7 @@ class TestSeenFromOutside:
             return client.get("/").content.decode()
 
         yield show
-        with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE app_user CASCADE")
+        forget_people()
 
     @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
     def test_a_worker_that_is_gone_is_on_the_dashboard_within_half_a_minute(

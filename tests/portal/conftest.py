@@ -13,6 +13,7 @@ from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role, User
 from tests.caches import clear_caches
 from tests.smtp import mail_server
+from tests.world import forget_people
 
 PASSWORD = "correct horse battery staple"
 BACKEND = "allauth.account.auth_backends.AuthenticationBackend"
@@ -59,7 +60,6 @@ def operated(world, settings):
 
     The engine commits, so no transaction is around such a test: its module must not be marked ``django_db``.
     """
-    from django.db import connection
     from django.test import Client
 
     def sign_in(role=Role.ADMIN):
@@ -71,8 +71,7 @@ def operated(world, settings):
     clear_caches()
     yield sign_in
     clear_caches()
-    with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE app_user CASCADE")
+    forget_people()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tests.caches import clear_caches
 from tests.engine.processes import run_command, running, test_database_url
 from tests.portal.conftest import add_person
 from tests.security.visitor import Visitor, free_port, post_json, web_process
+from tests.world import forget_people
 
 SIGN_IN = "Marked0-password-to-sign-in"
 SECRETS = {
@@ -76,8 +77,7 @@ def settings(world):
         "SYNC_WATCH_SECONDS": "1",
     }
     clear_caches()
-    with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE app_user CASCADE")
+    forget_people()
 
 
 def test_this_knows_every_secret_setting():

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
-from django.db import connection
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.accounts.tokens import generate_token
@@ -17,6 +16,7 @@ from tests.caches import clear_caches
 from tests.engine.processes import eventually, running, test_database_url
 from tests.portal.conftest import PASSWORD, add_person
 from tests.security.visitor import Visitor, web_process
+from tests.world import forget_people
 
 NEVER = "0 0 29 2 *"
 
@@ -36,8 +36,7 @@ def live(world):
         add_person(role)
     yield world
     clear_caches()
-    with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE app_user CASCADE")
+    forget_people()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from ocpp_billing.commands.ground import (
 from ocpp_billing.config import Config, ConfigError, read_environment
 from ocpp_billing.embedded.database import data_dir_of, database
 from ocpp_billing.embedded.postgres import running_url
-from ocpp_billing.schema import migrate as bring_up_to_date
+from ocpp_billing.schema import bring_up_to_date
 
 if TYPE_CHECKING:
     import argparse

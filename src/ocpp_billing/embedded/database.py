@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ocpp_billing.embedded.keeper import Keeper
 from ocpp_billing.embedded.postgres import EmbeddedPostgres, default_data_dir, running_url
-from ocpp_billing.schema import NEWER, find_schema_error, migrate
+from ocpp_billing.schema import NEWER, bring_up_to_date, find_schema_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,4 +69,4 @@ def set_up_schema(*, embedded: bool) -> None:
         return
     if error.code == NEWER or not embedded:
         raise error
-    migrate(verbosity=0)
+    bring_up_to_date(verbosity=0)
