@@ -36,7 +36,6 @@ from ocpp_billing.steve.wire import (
     TransactionsAnswer,
     decode_details,
     decode_report,
-    decode_tag,
     decode_tags,
     decode_transactions,
 )
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from ocpp_billing.steve.wire import (
         MalformedRow,
         ReportAnswer,
-        Tag,
         TagsAnswer,
         Transaction,
         TransactionDetails,
@@ -329,18 +327,6 @@ class SteveClient:
     def tags(self) -> TagsAnswer:
         """All tags. StEvE reads its whole history for that: seconds at 300,000 transactions."""
         return decode_tags(self._call("GET", "/ocppTags", {}).body)
-
-    def tag(self, pk: int) -> Tag:
-        """One tag by StEvE's number of it.
-
-        Raises:
-            NotFound: when there is no such tag.
-            SteveError: all others.
-        """
-        answer = self._call(
-            "GET", f"/ocppTags/{int(pk)}", {}, name="GET /ocppTags/{pk}", feature="tags by number"
-        )
-        return decode_tag(answer.body)
 
     def stop_transaction(self, transaction_id: int) -> None:
         """Close a transaction in StEvE's books (>= 3.12); the charger is told nothing.

@@ -569,7 +569,7 @@ class Discovery:
 
         Newest first: when a session with a reset clock turns up, the sessions around its id are known.
         """
-        latest = self.known.latest_ids(IDENTITY_SAMPLE if self.capabilities.id_lists else 1)
+        latest = self._identity().last_known()
         if latest:  # it broke off: does it go on with the StEvE that it began with?
             self._is_itself(
                 latest, self.client.transactions_by_id(latest, id_lists=self.capabilities.id_lists)

@@ -68,13 +68,17 @@ class Identity:
     known: KnownSessions
     id_lists: bool
 
+    def last_known(self) -> list[int]:
+        """The last known ids, highest first: as many as one call can ask for."""
+        return self.known.latest_ids(IDENTITY_SAMPLE if self.id_lists else 1)
+
     def is_intact(self) -> bool:
         """Whether the very last known session is still what it was, or nothing can be said about it.
 
         Were new sessions recorded while it is not, they could not be told from those that were known before,
         and would seem to prove that nothing was lost.
         """
-        latest = self.known.latest_ids(IDENTITY_SAMPLE if self.id_lists else 1)
+        latest = self.last_known()
         answer = self._read(latest)
         unreadable = {row.steve_id for row in answer.malformed}
         told = next((number for number in latest if number not in unreadable), None)

@@ -301,11 +301,6 @@ def decode_tags(body: bytes) -> TagsAnswer:
     return TagsAnswer(rows, malformed)
 
 
-def decode_tag(body: bytes) -> Tag:
-    """Decode the answer to ``GET /ocppTags/{pk}``; raises as :func:`decode_transactions`."""
-    return _decode_one(body, _TAG, _tag)
-
-
 def decode_details(body: bytes) -> TransactionDetails:
     """Decode the answer to ``GET /transactions/{id}``; raises as :func:`decode_transactions`."""
     try:
