@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ocpp_billing.steve.capabilities import Capabilities
     from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.progress import ReadingProgress
     from ocpp_billing.steve.wire import MeterValue, Transaction
 
 log = get_logger(__name__)
@@ -130,7 +131,7 @@ class Unfinished:
 class Recorder(Protocol):
     """Records what StEvE showed, what it no longer shows, and how far reading has come."""
 
-    def __call__(self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]) -> Any:
+    def __call__(self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: ReadingProgress) -> Any:
         """Record it in one transaction."""
 
 
@@ -163,7 +164,7 @@ class StuckSearch:
     capabilities: Capabilities
     stuck_after: timedelta
     record: Recorder
-    progress: dict[str, Any]
+    progress: ReadingProgress
     fence: Fence | None
     calls_to_look_again: int = DETAILS_PER_CYCLE
     _heard: dict[int, Heard] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ocpp_billing import clock
 from ocpp_billing.log import get_logger
@@ -37,11 +37,12 @@ from ocpp_billing.steve.idle import (
 from ocpp_billing.steve.wire import TransactionsAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocpp_billing.charging.known import Gap, KnownSessions
     from ocpp_billing.steve.capabilities import Capabilities
     from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.progress import Asked, Light, LongRead, ReadingProgress, Round, Windows
 
 log = get_logger(__name__)
 
@@ -90,7 +91,7 @@ class Recorder(Protocol):
         answer: TransactionsAnswer,
         *,
         gone: Sequence[int],
-        progress: dict[str, Any],
+        progress: ReadingProgress,
         rewind_to: int | None = None,
     ) -> Sequence[int]:
         """Record rows, ids that StEvE no longer shows, and how far reading has come.
@@ -111,7 +112,7 @@ def night_of(at: datetime, zone: tzinfo) -> str:
     return (at.astimezone(zone) - NIGHT_BEGINS).date().isoformat()
 
 
-def night_is_due(progress: Mapping[str, Any], zone: tzinfo) -> bool:
+def night_is_due(progress: ReadingProgress, zone: tzinfo) -> bool:
     """Whether this night's reading has still to be done: that cycle asks more than others."""
     return bool(progress.get("night") != night_of(clock.now(), zone))
 
@@ -137,7 +138,7 @@ class Discovery:
     capabilities: Capabilities
     known: KnownSessions
     record: Recorder
-    progress: dict[str, Any]
+    progress: ReadingProgress
     say: Callable[[str], None]
     zone: tzinfo = UTC
     strangers: set[int] = field(default_factory=set)
@@ -281,7 +282,7 @@ class Discovery:
         while self._ask([number]):
             number += 1
 
-    def _next_portion(self, name: str, ids: Sequence[int], size: int) -> list[int]:
+    def _next_portion(self, name: Round, ids: Sequence[int], size: int) -> list[int]:
         """So many of these ids, in turn from cycle to cycle."""
         chosen = portion(ids, int(self.progress.get(name, 0)), size)
         if chosen:
@@ -308,12 +309,13 @@ class Discovery:
             calls = len(first) + len(wishes) + EVIDENCE_PER_NIGHT
         granted = [*first, *plan_calls(wishes, calls - len(first))]
         now = clock.now().isoformat()
-        for name, key in (
+        noted: tuple[tuple[str, Light], ...] = (
             ("next", "next"),
             ("vanished", "vanished"),
             ("edges", "edges_asked"),
             ("evidence", "evidence_again"),
-        ):
+        )
+        for name, key in noted:
             if name in granted:
                 self.progress[key] = {"at": now}
         self.planned, self.spare_calls = frozenset(granted), calls - len(granted)
@@ -346,13 +348,12 @@ class Discovery:
         """Calls that this cycle may make to look again at evidence that is known, each for one session."""
         return self.spare_calls + 1 if "evidence" in self.planned else 0
 
-    def _last(self, kind: str) -> datetime | None:
+    def _last(self, kind: Asked) -> datetime | None:
         """When it was asked last; None = never, or at a time that only a wrong clock could name."""
-        last = self.progress.get(kind)
-        at = None if last is None else datetime.fromisoformat(last["at"])
+        at = datetime.fromisoformat(self.progress[kind]["at"]) if kind in self.progress else None
         return None if at is None or at > clock.now() else at
 
-    def _instant(self, key: str) -> datetime | None:
+    def _instant(self, key: Literal["backfilled_at", "recognised_at"]) -> datetime | None:
         given = self.progress.get(key)
         return None if given is None else min(datetime.fromisoformat(given), clock.now())
 
@@ -373,7 +374,7 @@ class Discovery:
         self.progress["rests_until"] = (begins_at + took).isoformat()
 
     def record_paced(
-        self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: dict[str, Any]
+        self, answer: TransactionsAnswer, *, gone: Sequence[int], progress: ReadingProgress
     ) -> Sequence[int]:
         """Record an answer, also one that others asked for in this cycle, with StEvE's time that it took."""
         self.charge()
@@ -469,10 +470,10 @@ class Discovery:
         """A window by what this release compares; never all types where that returns the whole history."""
         return self.client.transactions(type=self.capabilities.window_type, from_=from_, to=to)
 
-    def _is_due(self, kind: str) -> bool:
+    def _is_due(self, kind: Literal["active", "window"]) -> bool:
         return is_made_up_for(self.progress.get(kind), clock.now())
 
-    def _timed(self, kind: str, call: Callable[[], TransactionsAnswer]) -> TransactionsAnswer:
+    def _timed(self, kind: Literal["active"], call: Callable[[], TransactionsAnswer]) -> TransactionsAnswer:
         before = self.client.busy_s
         answer = call()
         took_s = self.client.busy_s - before
@@ -606,7 +607,7 @@ class Discovery:
             self.record(NOTHING, gone=(), progress=self.progress)
             self._charged_s = self.client.busy_s
 
-    def _read_windows(self, name: str, beginning: datetime, *, verify: bool = False) -> None:
+    def _read_windows(self, name: LongRead, beginning: datetime, *, verify: bool = False) -> None:
         """Read backwards from the future to ``beginning``, in windows as wide as bring enough rows.
 
         StEvE numbers sessions from 1, so there are no more than its highest number: once what can be left
@@ -617,15 +618,13 @@ class Discovery:
             beginning: where to end.
             verify: ask by id for what the ledger has in a window and StEvE did not show there.
         """
-        state = self.progress.setdefault(
-            name,
-            {
-                "before": END.isoformat(),
-                "from": (clock.now() - FIRST_WIDTH).isoformat(),
-                "width_s": int(FIRST_WIDTH.total_seconds()),
-                "rows": 0,
-            },
-        )
+        at_first: Windows = {
+            "before": END.isoformat(),
+            "from": (clock.now() - FIRST_WIDTH).isoformat(),
+            "width_s": int(FIRST_WIDTH.total_seconds()),
+            "rows": 0,
+        }
+        state = self.progress.setdefault(name, at_first)
         while (before := datetime.fromisoformat(state["before"])) > beginning:
             start = max(datetime.fromisoformat(state["from"]), beginning)
             answer = self._window(start, before)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from ocpp_billing.steve.progress import PacedCall
 
 # Calls of a cycle in which nothing has happened, and of one that crosses a wide hole in the numbering.
 MOST_CALLS: Final = 4
@@ -44,7 +46,7 @@ class Wish:
         return NEVER if self.last is None else self.last + self.every
 
 
-def is_made_up_for(last: Mapping[str, Any] | None, now: datetime) -> bool:
+def is_made_up_for(last: PacedCall | None, now: datetime) -> bool:
     """Whether StEvE's time that something took has been made up for by rest.
 
     Args:
@@ -53,7 +55,7 @@ def is_made_up_for(last: Mapping[str, Any] | None, now: datetime) -> bool:
     """
     if last is None:
         return True
-    rest = timedelta(seconds=REST_FACTOR * float(last["took_s"]))
+    rest = timedelta(seconds=REST_FACTOR * last["took_s"])
     return not timedelta() <= now - datetime.fromisoformat(last["at"]) < rest
 
 

@@ -16,6 +16,7 @@ from ocpp_billing.sync.reading import store_progress
 
 if TYPE_CHECKING:
     from ocpp_billing.config import Config
+    from ocpp_billing.steve.progress import ReadingProgress
     from ocpp_billing.sync.journal import RunJournal
 
 
@@ -60,7 +61,7 @@ def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> N
     with fenced_transaction("ask again", journal.fence) as cursor:
         cursor.execute("SELECT progress FROM source WHERE name = %s FOR UPDATE", [config.steve_source])
         row = cursor.fetchone()
-        progress = {} if row is None else msgspec.json.decode(row[0])
+        progress: ReadingProgress = {} if row is None else msgspec.json.decode(row[0])
         if progress.get("settings", settings) != settings:
             states, reasons = ["held", "excluded", "queued"], None
         elif progress.get("asked_again_on") != today:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ocpp_billing.config import Config
     from ocpp_billing.database import Fence
     from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.progress import ReadingProgress
     from ocpp_billing.steve.wire import TransactionsAnswer
     from ocpp_billing.sync.journal import RunJournal
 
@@ -54,7 +55,7 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
             with effect("db commit source"):
                 source, _ = Source.objects.get_or_create(name=config.steve_source)
             capabilities = _capabilities(config, steve, source)
-            progress = source.progress
+            progress: ReadingProgress = source.progress
 
             discovery = Discovery(
                 client=steve,
@@ -109,7 +110,7 @@ class Recorder:
         answer: TransactionsAnswer,
         *,
         gone: Sequence[int],
-        progress: dict[str, Any],
+        progress: ReadingProgress,
         rewind_to: int | None = None,
     ) -> Sequence[int]:
         """Record one answer: see :class:`ocpp_billing.steve.discovery.Recorder`."""
@@ -201,7 +202,7 @@ def look_for_stuck_sessions(
         journal.say("stuck.done", f"{found.stuck} sessions became stuck, {found.going_on} go on")
 
 
-def _restored(progress: dict[str, Any]) -> Restored | None:
+def _restored(progress: ReadingProgress) -> Restored | None:
     mark = progress.get("restored")
     return None if mark is None else Restored(int(mark["after"]), datetime.fromisoformat(mark["at"]))
 
@@ -263,7 +264,7 @@ def _read_tags(name: str, discovery: Discovery, journal: RunJournal) -> None:
         journal.left(f"{len(answer.malformed)} tags of StEvE could not be read: {answer.malformed[0].reason}")
 
 
-def store_progress(cursor: Any, source: str, progress: dict[str, Any]) -> None:
+def store_progress(cursor: Any, source: str, progress: ReadingProgress) -> None:
     """Remember how far reading has come."""
     cursor.execute(
         "UPDATE source SET progress = %s WHERE name = %s", [msgspec.json.encode(progress).decode(), source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from django.db import connection
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     from ocpp_billing.config import Config
     from ocpp_billing.steve.client import SteveClient
+    from ocpp_billing.steve.progress import ReadingProgress
     from ocpp_billing.steve.wire import TransactionsAnswer
 
 # What a look may change of the progress when it found nothing: the pace of what makes StEvE
 # work hard, and where it has come among more open sessions than one call carries.
-PACED = ("active", "watched_after")
+PACED: Final = ("active", "watched_after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def look(config: Config, steve: SteveClient, *, worker: str) -> Look | None:
         answer: TransactionsAnswer,
         *,
         gone: Sequence[int],
-        progress: dict[str, Any],  # noqa: ARG001 - what a recorder is given
+        progress: ReadingProgress,  # noqa: ARG001 - what a recorder is given
         rewind_to: int | None = None,  # noqa: ARG001
     ) -> Sequence[int]:
         answers.append(Answer(answer, tuple(gone)))
@@ -137,7 +138,7 @@ def _already_set_aside(source: str, steve_ids: set[int]) -> int:
     return rows.values("steve_id").distinct().count()
 
 
-def _pace(progress: dict[str, Any]) -> dict[str, Any]:
+def _pace(progress: ReadingProgress) -> dict[str, Any]:
     return {name: progress[name] for name in PACED if name in progress}
 
 
