@@ -95,8 +95,8 @@ def test_the_name_of_the_source_bills_nothing_again(live, phase):
     live.settings["STEVE_SOURCE"] = "renamed"
     live.map("TAG-ALICE", "alice")
     go_on(live)
-    assert live.state_of(session) == ("held", "identity_conflict")
-    assert "is known as one of STEVE_SOURCE main." in live.words_about(session)
+    assert live.state_of(session) == ("held", "billed_by_another_source")
+    assert "is known as one of STEVE_SOURCE main, which " in live.words_about(session)
     assert live.lago_events() == before
     new = live.session("TAG-ALICE", "CP-2", energy_wh=70)  # the old name never saw it
     go_on(live)
@@ -106,8 +106,8 @@ def test_the_name_of_the_source_bills_nothing_again(live, phase):
     go_on(live)
     assert live.lago_wh_by_session() == {session: 1_000, new: 70}
     assert live.state_of(session) == ("confirmed", None)
-    assert live.state_of(new) == ("held", "identity_conflict")
-    assert "STEVE_SOURCE renamed" in live.words_about(new)
+    assert live.state_of(new) == ("held", "billed_by_another_source")
+    assert "STEVE_SOURCE renamed, which billed 0.070 kWh of it in Lago (confirmed)" in live.words_about(new)
     live.show_as(session, stopValue="3000")  # what the old name knew first goes on as if nothing had been
     go_on(live)
     assert live.lago_wh_by_session() == {session: 2_000, new: 70}

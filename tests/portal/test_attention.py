@@ -130,6 +130,28 @@ def test_assigning_many_offers_the_subscriptions_that_lago_has_shown(operator, n
     assert '<option value="sub-alice">' in preview(operator, f"act=assign&id={session.pk}")[0]
 
 
+def test_what_another_source_billed_is_left_there_or_billed_twice_with_a_warning(operator, now):
+    billed = [held(now, "billed_by_another_source", says="STEVE_SOURCE pilot billed it") for _ in range(2)]
+    known = held(now, "known_by_another_source", says="STEVE_SOURCE pilot has it ready")
+    inbox_says = text_of(operator.get("/attention"))
+    assert "as billed there" in inbox_says
+    assert "10.000 kWh, here" in inbox_says
+    page = text_of(operator.get("/attention/held/billed_by_another_source"))
+    assert "STEVE_SOURCE pilot billed it" in page
+    assert page.index("Leave as billed there") < page.index("Bill a second time")
+    assert "It is the same tag" not in page
+    one = operator.get(f"/sessions/{billed[0].pk}/accept").content.decode()
+    assert "The customer pays twice unless the first bill was credited" in one
+    assert "btn-danger" in one
+    chosen = "&".join(f"id={session.pk}" for session in [*billed, known])
+    page, _ = preview(operator, f"act=accept&{chosen}")
+    assert "Bill 2 sessions, 20.000 kWh, a second time" in page
+    assert "btn-danger" in page
+    page, _ = preview(operator, "act=accept&state=held&reason=known_by_another_source")
+    assert "taken from it and held there" in page
+    assert "second time" not in page
+
+
 def test_what_nothing_shows_is_no_amount_in_an_order(operator, now):
     nothing = {"source": "none", "stop_wh": None, "at": None, "read_at": now.isoformat()}
     stuck = ledger.add_session(now, stopped_ago=None, state="stuck", evidence=nothing)

@@ -70,7 +70,8 @@ def commands_of(parser, before=()):
             yield from commands_of(parser_of_command, (*before, name))
 
 
-COMMANDS = set(commands_of(build_parser()))
+# Commands of commands first: ``held exclude`` has options that ``held`` has not.
+COMMANDS = sorted(set(commands_of(build_parser())), key=lambda words: (-len(words), words))
 
 
 def named_lines(document):

@@ -245,6 +245,8 @@ ROWS: list[tuple[str, dict[str, Any]]] = [
     ("zero_energy", {"stop_wh": 100_000}),
     ("below_minimum", {"min_session_kwh": Decimal(100)}),
     ("before_go_live", {"go_live_at": STOP + DAY}),
+    ("known_by_another_source", {"known_elsewhere": "another source has it"}),
+    ("billed_by_another_source", {"known_elsewhere": "another source sent it", "was_sent_elsewhere": True}),
 ]
 PAIRS = [
     (first, second)

@@ -26,6 +26,7 @@ from ocpp_billing.billing.events import (
 )
 from ocpp_billing.billing.rules import SessionFacts, judge_session
 from ocpp_billing.billing.taking_back import leaves_enough
+from ocpp_billing.billing.twins import Twin, keep_apart, lock_twins, read_twins
 from ocpp_billing.charging.clocks import CLOCK_TOLERANCE
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.clock import now as clock_now
@@ -50,6 +51,8 @@ CHUNK_SESSIONS = 2_000
 GROWN_MUCH = 1_000
 # No reason to leave a session out that was billed: what it says now is a correction, down to 0.
 TOO_LITTLE = frozenset({Reason.ZERO_ENERGY, Reason.BELOW_MINIMUM})
+# A person's word that a session is billed here, whatever another source has of it.
+TWINS_ACCEPTED = frozenset({Reason.KNOWN_BY_ANOTHER_SOURCE, Reason.BILLED_BY_ANOTHER_SOURCE})
 # Beyond every register: an approved correction has no limit.
 NO_LIMIT_WH = 2**63 - 1
 
@@ -136,6 +139,7 @@ class _Session:
     sent_to: tuple[str, str] | None
     rulings: Rulings
     flags: list[dict[str, Any]]
+    twin: Twin | None
 
     @property
     def started_at(self) -> datetime:
@@ -213,6 +217,8 @@ def _judge_rules(session: _Session, policy: DecisionPolicy, family: Family) -> _
     if rulings.excluded is not None:
         return _Judged(session, "exclude", Reason.BY_OPERATOR, rulings.excluded)
     accepted = rulings.accepted | (TOO_LITTLE if session.sent_to is not None else frozenset())
+    if Reason.BILLED_BY_ANOTHER_SOURCE in accepted:
+        accepted |= {Reason.KNOWN_BY_ANOTHER_SOURCE}
     verdict = judge_session(session.facts, policy.limits, policy.go_live_at, accepted)
     if verdict is not None:
         return _Judged(session, verdict.outcome, verdict.reason, verdict.says)
@@ -344,7 +350,7 @@ def _is_honoured(item: _Judged, energy_wh: int, policy: DecisionPolicy, director
 def _read_sessions(policy: DecisionPolicy, after: int) -> list[_Session]:
     """The next chunk of sessions that ask for a decision, in the order of their discovery.
 
-    Four plain queries by the ids of the chunk: each stays quick however large the tables and however old
+    Five plain queries by the ids of the chunk: each stays quick however large the tables and however old
     their statistics are.
     """
     return _read(_SELECT_SESSIONS, {"source": policy.source, "after": after, "limit": CHUNK_SESSIONS}, policy)
@@ -371,8 +377,15 @@ def _read(sql: str, chosen: dict[str, Any], policy: DecisionPolicy) -> list[_Ses
         events = _by_session(cursor.fetchall())
         cursor.execute(_SELECT_RULINGS, bound)
         rulings = _by_session(cursor.fetchall())
+        twins = read_twins(cursor, bound["ids"])
     return [
-        _session(row, overlaps.get(row[0], Overlaps()), events.get(row[0], []), rulings.get(row[0], []))
+        _session(
+            row,
+            overlaps.get(row[0], Overlaps()),
+            events.get(row[0], []),
+            rulings.get(row[0], []),
+            twins.get(row[0]),
+        )
         for row in rows
     ]
 
@@ -389,11 +402,12 @@ def _session(
     overlaps: Overlaps,
     events: Sequence[tuple[Any, ...]],
     rulings: Sequence[tuple[Any, ...]],
+    twin: Twin | None,
 ) -> _Session:
     (
         session_id, revision, asked, steve_id, fingerprint, id_tag_id, id_tag, charge_box_id, connector_id,
         started_at, start_wh, stopped_at, stop_wh, stop_actor, first_seen_at, stop_seen_at,
-        latest_lower_start_at, identity_conflict, evidence_stop_wh, other_source,
+        latest_lower_start_at, identity_conflict, evidence_stop_wh,
     ) = row  # fmt: skip
     known = [
         KnownEvent(event_id, energy_wh, fixed, EventForm(*form))
@@ -405,6 +419,10 @@ def _session(
         for _, state, _, energy_wh, fixed, customer, subscription, *_ in events
         if state != "void" and fixed and energy_wh > 0
     ]
+    # What Lago may know already goes on by this name: its corrections are no second bill.
+    against = (
+        twin if twin is not None and twin.holds and not any(event.attempted for event in known) else None
+    )
     return _Session(
         session_id=session_id,
         revision=revision,
@@ -425,26 +443,18 @@ def _session(
             stop_seen_at=stop_seen_at,
             latest_lower_start_at=latest_lower_start_at,
             overlaps=overlaps.in_both,
-            identity_conflict=_joined(identity_conflict, other_source),
+            identity_conflict=identity_conflict,
             evidence_stop_wh=evidence_stop_wh,
+            known_elsewhere=against.says() if against is not None else None,
+            was_sent_elsewhere=against is not None and against.was_sent,
         ),
         next_n=max((n for n, *_ in events), default=0) + 1,
         events=known,
         sent_to=sent_to[-1] if sent_to else None,
         rulings=_rulings(revision, rulings),
         flags=overlaps.flags(),
+        twin=twin,
     )
-
-
-def _joined(conflict: str | None, other_source: str | None) -> str | None:
-    """What speaks against its identity: of its tag, and that another source has it, too."""
-    if other_source is None:
-        return conflict
-    known = (
-        "The very same session (number, charge box, tag and start) is known as one of STEVE_SOURCE "
-        f"{other_source}. If that was renamed, put the old name back: by the new one it is billed twice."
-    )
-    return known if conflict is None else f"{conflict}. {known}"
 
 
 def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
@@ -466,19 +476,14 @@ def _rulings(revision: int, rows: Sequence[Sequence[Any]]) -> Rulings:
     return Rulings(excluded, frozenset(accepted), payer)
 
 
-# A person's reading stands for the stop that StEvE does not have. A session that another source knew first is
-# the same one, read again under another name. Also where that one was never live: it may still go live.
+# A person's reading stands for the stop that StEvE does not have.
 _SESSION_COLUMNS = """
 SELECT s.id, s.revision, s.asked, s.steve_id, s.fingerprint, s.id_tag_id, s.id_tag_text, s.charge_box_id,
     s.connector_id, s.started_at, s.start_wh,
     coalesce(s.reading_stopped_at, s.stopped_at), coalesce(s.reading_stop_wh, s.stop_wh),
     CASE WHEN s.reading_stopped_at IS NULL THEN s.stop_actor ELSE 'reading' END,
     s.first_seen_at, coalesce(s.stop_seen_at, s.reading_stopped_at, s.stopped_at), s.latest_lower_start_at,
-    t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint, (
-        SELECT o.source_id FROM source other JOIN charging_session o
-            ON o.source_id = other.name AND o.steve_id = s.steve_id AND o.fingerprint = s.fingerprint
-        WHERE other.name <> s.source_id AND o.id < s.id LIMIT 1
-    )
+    t.identity_conflict, (s.evidence ->> 'stop_wh')::bigint
 FROM charging_session s
 JOIN id_tag t ON t.id = s.id_tag_id
 WHERE s.source_id = %(source)s AND (s.stopped_at IS NOT NULL OR s.reading_stopped_at IS NOT NULL)
@@ -550,13 +555,19 @@ def _write(
     with fenced_transaction("decide", fence) as cursor:
         if not policy.go_live_is_given and _locked_go_live(cursor, policy.source) != policy.go_live_at:
             return False
+        is_known_twice = any(item.session.twin is not None and item.event is not None for item in judged)
+        if is_known_twice:
+            lock_twins(cursor)
         cursor.execute(_CREATE_JUDGED)
         with cursor.copy("COPY judged FROM STDIN (FORMAT BINARY)") as copy:
             copy.set_types(_JUDGED_TYPES)
             for item in judged:
                 copy.write_row(_record(item))
-        bound = {"source": policy.source, "metric_code": policy.metric_code, "now": clock_now()}
+        now = clock_now()
+        bound = {"source": policy.source, "metric_code": policy.metric_code, "now": now}
         cursor.execute(_DROP_OUTDATED)
+        if is_known_twice:
+            keep_apart(cursor, now)
         cursor.execute(_VOID_EVENTS)
         cursor.execute(_INSERT_DECISIONS, bound)
         cursor.execute(_INSERT_EVENTS, bound)
@@ -611,6 +622,8 @@ def _record(item: _Judged) -> tuple[Any, ...]:
         item.event_at,
         msgspec.json.encode(event.to_payload()).decode() if event else None,
         msgspec.json.encode(session.flags).decode(),
+        not TWINS_ACCEPTED.isdisjoint(session.rulings.accepted),
+        Reason.BILLED_BY_ANOTHER_SOURCE in session.rulings.accepted,
     )
 
 
@@ -621,14 +634,14 @@ CREATE TEMPORARY TABLE IF NOT EXISTS judged (
     void bigint[], rest_state text, rest_reason text, rest_wh bigint,
     n int, transaction_id text, kind text, lago_subscription_id text,
     period_from timestamptz, period_to timestamptz, field_name text, bill_wh bigint,
-    event_at timestamptz, payload text, flags text
+    event_at timestamptz, payload text, flags text, takes_over bool, bills_twice bool
 ) ON COMMIT DELETE ROWS
 """
 _JUDGED_TYPES = [
     *("int8", "int4", "int4", "text", "text", "text", "int8"),
     *("int8", "text", "text", "int8[]", "text", "text", "int8"),
     *("int4", "text", "text", "text", "timestamptz", "timestamptz", "text", "int8", "timestamptz", "text"),
-    "text",
+    *("text", "bool", "bool"),
 ]
 
 # A session that changed, or whose mapping changed, since it was read is left for the next round. The

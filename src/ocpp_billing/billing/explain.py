@@ -116,6 +116,8 @@ def _numbers(  # noqa: C901, PLR0911, PLR0912 - a table
             return facts.energy_wh, _wh(limits.min_session_kwh)
         case Rule.GO_LIVE if go_live_at is not None:
             return stopped_at - go_live_at, timedelta()
+        case Rule.ELSEWHERE if matched:
+            return None, None
         case _:
             return None
 

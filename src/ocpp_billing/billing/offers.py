@@ -43,6 +43,9 @@ _HELD: dict[str, tuple[Act, ...]] = {
     Reason.IMPLAUSIBLE: (Act.ACCEPT, Act.READING, Act.EXCLUDE),
     Reason.REGISTER_OVERLAP: (Act.ACCEPT, Act.READING, Act.EXCLUDE),
     Reason.MANUAL_STOP_WITHOUT_EVIDENCE: (Act.READING, Act.ACCEPT, Act.EXCLUDE),
+    Reason.KNOWN_BY_ANOTHER_SOURCE: (Act.ACCEPT, Act.EXCLUDE),
+    # Billing it a second time is seldom meant.
+    Reason.BILLED_BY_ANOTHER_SOURCE: (Act.EXCLUDE, Act.ACCEPT),
     Reason.UNMAPPED_TAG: (Act.MAP, Act.ASSIGN, Act.EXCLUDE),
     Reason.MAPPING_INACTIVE: (Act.MAP, Act.ASSIGN, Act.EXCLUDE),
     Reason.NO_SUBSCRIPTION: (Act.ASSIGN, Act.EXCLUDE),

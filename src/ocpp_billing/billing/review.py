@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ACCEPTABLE = frozenset(
     {
         Reason.IDENTITY_CONFLICT,
+        Reason.KNOWN_BY_ANOTHER_SOURCE,
+        Reason.BILLED_BY_ANOTHER_SOURCE,
         Reason.CLOCK_SKEW,
         Reason.IMPLAUSIBLE,
         Reason.REGISTER_OVERLAP,

@@ -41,6 +41,7 @@ class Rule(StrEnum):
     SOME_ENERGY = "some_energy"
     MINIMUM = "minimum"
     GO_LIVE = "go_live"
+    ELSEWHERE = "elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,9 @@ class SessionFacts:
             range both intersect this one's by more than zero.
         identity_conflict: what is wrong with the identity of the tag or the transaction, in words.
         evidence_stop_wh: the register at the stop according to meter values or the next start.
+        known_elsewhere: that another source knows the very same session, and what happened to it there, in
+            words; None where that is no reason against billing it.
+        was_sent_elsewhere: that source has sent it to Lago.
     """
 
     started_at: datetime | None
@@ -78,6 +82,8 @@ class SessionFacts:
     overlaps: int | None = None
     identity_conflict: str | None = None
     evidence_stop_wh: int | None = None
+    known_elsewhere: str | None = None
+    was_sent_elsewhere: bool = False
 
     @property
     def energy_wh(self) -> int:
@@ -122,6 +128,7 @@ def find_verdicts(facts: SessionFacts, limits: Limits, go_live_at: datetime | No
     yield from _judge_energy(facts, limits)
     yield from _judge_surroundings(facts)
     yield from _judge_amount(facts, limits, go_live_at)
+    yield from _judge_elsewhere(facts)
 
 
 def _hold(rule: Rule, reason: Reason, says: str) -> Verdict:
@@ -251,3 +258,11 @@ def _judge_amount(facts: SessionFacts, limits: Limits, go_live_at: datetime | No
             f"stopped {_utc(facts.stopped_at)}, before billing began {_utc(go_live_at)}",
             Rule.GO_LIVE,
         )
+
+
+def _judge_elsewhere(facts: SessionFacts) -> Iterator[Verdict]:
+    """The last rule: what is not billed in any case, however many sources know it, needs no person."""
+    if facts.known_elsewhere is not None:
+        sent = facts.was_sent_elsewhere
+        reason = Reason.BILLED_BY_ANOTHER_SOURCE if sent else Reason.KNOWN_BY_ANOTHER_SOURCE
+        yield _hold(Rule.ELSEWHERE, reason, facts.known_elsewhere)

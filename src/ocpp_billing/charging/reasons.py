@@ -16,6 +16,8 @@ class Reason(StrEnum):
     ZERO_ENERGY = "zero_energy"
     BELOW_MINIMUM = "below_minimum"
     BEFORE_GO_LIVE = "before_go_live"
+    KNOWN_BY_ANOTHER_SOURCE = "known_by_another_source"
+    BILLED_BY_ANOTHER_SOURCE = "billed_by_another_source"
     UNMAPPED_TAG = "unmapped_tag"
     MAPPING_INACTIVE = "mapping_inactive"
     NO_SUBSCRIPTION = "no_subscription"

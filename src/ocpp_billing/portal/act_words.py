@@ -41,6 +41,11 @@ _ACTS: dict[Act, ActWords] = {
 # Where an act means something of its own for a reason.
 _FOR_REASON: dict[tuple[Act, str], ActWords] = {
     (Act.ACCEPT, "late_period"): ActWords(gettext_lazy("Bill in the current period"), "check"),
+    (Act.ACCEPT, "known_by_another_source"): ActWords(gettext_lazy("Bill here"), "check"),
+    (Act.ACCEPT, "billed_by_another_source"): ActWords(gettext_lazy("Bill a second time"), "alert-triangle"),
+    (Act.EXCLUDE, "billed_by_another_source"): ActWords(
+        gettext_lazy("Leave as billed there"), "circle-minus"
+    ),
     (Act.ACCEPT, "changed_after_billing"): ActWords(gettext_lazy("Bill the correction"), "check"),
     (Act.EXCLUDE, "changed_after_billing"): ActWords(gettext_lazy("Leave as billed"), "circle-minus"),
     (Act.EXCLUDE, "conflict_in_lago"): ActWords(gettext_lazy("Mark as settled by hand"), "circle-minus"),
@@ -82,6 +87,17 @@ _WILL_DO_FOR_REASON: dict[tuple[Act, str], str | Promise] = {
         "Say that %(sessions)s, %(energy)s kWh, was put right in Lago by hand. Nothing more is sent for it; "
         "this cannot be undone."
     ),
+    (Act.ACCEPT, "known_by_another_source"): gettext_lazy(
+        "Bill %(sessions)s, %(energy)s kWh, by this STEVE_SOURCE. What the other one has ready and never "
+        "sent is taken from it and held there. What it has sent by then is not billed here: it stays held."
+    ),
+    (Act.ACCEPT, "billed_by_another_source"): gettext_lazy(
+        "Bill %(sessions)s, %(energy)s kWh, a second time: another STEVE_SOURCE has sent them to Lago "
+        "already, and Lago takes nothing back. The customer pays twice unless the first bill was credited."
+    ),
+    (Act.EXCLUDE, "billed_by_another_source"): gettext_lazy(
+        "Never bill %(sessions)s, %(energy)s kWh, by this STEVE_SOURCE: they stay billed by the other one."
+    ),
     (Act.ACCEPT, "late_period"): gettext_lazy(
         "Bill %(sessions)s, %(energy)s kWh, in the customer's current billing period; the original times go "
         "along."
@@ -96,6 +112,13 @@ _WILL_DO_FOR_REASON: dict[tuple[Act, str], str | Promise] = {
         "Refund nothing of %(sessions)s: %(refund)s kWh too much stay billed."
     ),
 }
+
+
+def is_grave(act: Act, reason: str | None) -> bool:
+    """Whether an act costs money or cannot be undone, so that its button is red and not the first."""
+    return act in {Act.EXCLUDE, Act.CLOSE} or (act, reason) == (Act.ACCEPT, "billed_by_another_source")
+
+
 _WAS_DONE: dict[Act, str | Promise] = {
     Act.ACCEPT: gettext_lazy("%(session)s is accepted."),
     Act.ACKNOWLEDGE: gettext_lazy("The tag of %(session)s is acknowledged."),

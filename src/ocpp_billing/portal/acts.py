@@ -44,7 +44,7 @@ from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import wording
 from ocpp_billing.portal.access import find_here, needs, person
-from ocpp_billing.portal.act_words import act_words, close_words, was_done, will_do
+from ocpp_billing.portal.act_words import act_words, close_words, is_grave, was_done, will_do
 from ocpp_billing.portal.decision_words import in_peoples_units
 from ocpp_billing.portal.format import kwh, stamp
 from ocpp_billing.portal.sync_now import ask_for_run
@@ -383,6 +383,7 @@ def _show(
         "standing": standing(session),
         "act": act.value,
         "words": act_words(act, session.reason),
+        "is_grave": is_grave(act, session.reason),
         "will_do": will_do(act, session.reason, named, at_stake_wh(session), evident_wh(session)),
         "state": wording.STATES[session.state],
         "reason": wording.of_reason(session.state, session.reason),

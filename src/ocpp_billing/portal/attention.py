@@ -32,7 +32,7 @@ from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow
 from ocpp_billing.mappings.store import MappingError
 from ocpp_billing.portal import inbox, wording
 from ocpp_billing.portal.access import caller, needs, person, seen_tag
-from ocpp_billing.portal.act_words import act_words, was_ordered, will_do
+from ocpp_billing.portal.act_words import act_words, is_grave, was_ordered, will_do
 from ocpp_billing.portal.acts import (
     FORMS,
     UNASKED,
@@ -171,6 +171,11 @@ def _suggested(
         }
     texts = {
         (None, "late_period"): (Act.ACCEPT, _("Bill %(sessions)s, %(energy)s kWh, in the current period")),
+        (None, "known_by_another_source"): (Act.ACCEPT, _("Bill %(sessions)s, %(energy)s kWh, here")),
+        (None, "billed_by_another_source"): (
+            Act.EXCLUDE,
+            _("Leave %(sessions)s, %(energy)s kWh, as billed there"),
+        ),
         (None, "refund_by_credit_note"): (Act.CREDIT, _("Mark %(energy)s kWh of %(sessions)s as credited")),
         (None, "changed_after_billing"): (
             Act.ACCEPT,
@@ -306,13 +311,21 @@ def group(request: HttpRequest, state: str, reason: str) -> HttpResponse:
             if tag is not None and chosen.reason in {"unmapped_tag", "mapping_inactive"}
             else None,
             "filtered": chosen.customer or chosen.charge_box,
-            "many": [{"act": act, "words": act_words(act, chosen.reason)} for act in FOR_MANY if act in many]
-            if user.is_operator
-            else [],
+            "many": _for_many(many, chosen.reason) if user.is_operator else [],
             "orders": _orders(source, user),
             "most": MOST_AT_ONCE,
         },
     )
+
+
+def _for_many(open_acts: set[Act], reason: str | None) -> list[dict[str, Any]]:
+    """The acts for a selection and for all, those that cost money last."""
+    offered = [
+        {"act": act, "words": act_words(act, reason), "is_grave": is_grave(act, reason)}
+        for act in FOR_MANY
+        if act in open_acts
+    ]
+    return sorted(offered, key=lambda each: bool(each["is_grave"]))
 
 
 def _rows(
@@ -401,7 +414,8 @@ def _preview(
     energy_wh = sum(at_stake_wh(session) for session in meant)
     evident = [wh for session in meant if (wh := evident_wh(session)) is not None]
     reasons = {session.reason for session in meant}
-    reason = reasons.pop() if len(reasons) == 1 else None
+    reason = next(iter(reasons)) if len(reasons) == 1 else None
+    twice = [s for s in meant if is_grave(act, s.reason)] if act is Act.ACCEPT and reason is None else []
     by_customer: dict[str | None, list[int]] = defaultdict(list)
     for session in meant:
         by_customer[behind[session.pk].customer].append(at_stake_wh(session))
@@ -409,6 +423,10 @@ def _preview(
         "act": act.value,
         "words": act_words(act, reason),
         "will_do": will_do(act, reason, _sessions(len(meant)), energy_wh, sum(evident) if evident else None),
+        "also": will_do(act, twice[0].reason, _sessions(len(twice)), sum(map(at_stake_wh, twice)))
+        if twice
+        else "",
+        "is_grave": bool(twice) or is_grave(act, reason),
         "meant": [
             {
                 "session": session,

@@ -34,6 +34,7 @@ LABELS: dict[Rule, str | Promise] = {
     Rule.SOME_ENERGY: gettext_lazy("Some energy"),
     Rule.MINIMUM: gettext_lazy("Minimum"),
     Rule.GO_LIVE: gettext_lazy("Billing begun"),
+    Rule.ELSEWHERE: gettext_lazy("Other sources"),
 }
 
 

@@ -92,6 +92,18 @@ REASONS: dict[str, ReasonWords] = {
             _("Enter the reading of the meter, or exclude it with a note."),
         ),
         ReasonWords(
+            "known_by_another_source",
+            _("Known to another source"),
+            _("Another STEVE_SOURCE in this ledger has the very same session, and may bill it, too."),
+            _("“Bill here” takes it over; or put the old name back, or exclude it with a note."),
+        ),
+        ReasonWords(
+            "billed_by_another_source",
+            _("Billed by another source"),
+            _("Another STEVE_SOURCE in this ledger has sent the very same session to Lago already."),
+            _("“Leave as billed there”. If STEVE_SOURCE was changed by mistake, put the old name back."),
+        ),
+        ReasonWords(
             "unmapped_tag",
             _("Tag without a customer"),
             _("Nobody is invoiced for this energy."),
