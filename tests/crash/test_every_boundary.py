@@ -7,7 +7,6 @@ import pytest
 from tests.crash.enumeration import enumerated
 from tests.crash.stories import STORIES
 
-STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
 # In the normal suite each story is played so often on two of the stores, which take turns; with --long
 # thousands of times on each of the four.
 SAMPLE = 16
@@ -15,20 +14,20 @@ AT_LEAST = 500
 CHOSEN = [
     (story, store)
     for n, story in enumerate(STORIES)
-    for store in (STORES[n % 4], STORES[(n + n // 4 % 3 + 1) % 4])
+    for store in (story.stores[n % 4], story.stores[(n + n // 4 % 3 + 1) % 4])
 ]
 
 
 def test_the_sample_is_large_enough():
     assert len(CHOSEN) * SAMPLE >= AT_LEAST
-    assert {store for _, store in CHOSEN} == set(STORES)
+    assert {store for _, store in CHOSEN} == {store for story in STORIES for store in story.stores}
 
 
 @pytest.mark.parametrize(("story", "store"), CHOSEN, ids=str)
 def test_a_crash_anywhere_loses_nothing_and_doubles_nothing(world, story, store, record_property):
     with enumerated(world, story) as plays:
         assert plays.observe() == [], "written outside of an effect"
-        chosen = plays.sample(SAMPLE, STORES.index(store))
+        chosen = plays.sample(SAMPLE, story.stores.index(store))
         twice = sum(
             len([process for process in plays.crash(deaths) if process.is_dead]) > 1 for deaths in chosen
         )
@@ -39,8 +38,9 @@ def test_a_crash_anywhere_loses_nothing_and_doubles_nothing(world, story, store,
 
 @pytest.mark.long
 @pytest.mark.timeout(24 * 3600)
-@pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("story", STORIES, ids=str)
+@pytest.mark.parametrize(
+    ("story", "store"), [(story, store) for story in STORIES for store in story.stores], ids=str
+)
 def test_a_crash_everywhere_and_everywhere_in_its_recovery(world, story, record_property):
     with enumerated(world, story) as plays:
         plays.observe()

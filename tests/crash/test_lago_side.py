@@ -16,7 +16,7 @@ from tests.crash.mortal import Mortal
 from tests.crash.saved import saved
 from tests.crash.stories import BEFORE_POST, late_request_arrives
 
-STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
+STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse-plain")
 EXAMPLES, STEPS = 5, 20
 EXAMPLES_LONG, STEPS_LONG = 1_000, 40
 

@@ -8,6 +8,7 @@ import pytest
 
 from ocpp_billing import clock
 from ocpp_billing.billing import decide, outbox
+from ocpp_billing.billing.deliver import Courier
 from ocpp_billing.database import fenced_transaction
 from ocpp_billing.lago.wire import timestamp_text
 from tests.crash.enumeration import Deaths, enumerated
@@ -47,6 +48,13 @@ def test_attempts_that_are_only_counted_when_the_answer_is_there_are_found(world
     assert any("the ledger says that it cannot" in words for words in said)
 
 
+@pytest.mark.parametrize("store", ["clickhouse-plain"])
+def test_what_is_sent_again_before_lago_would_show_it_is_found(world, monkeypatch):
+    monkeypatch.setattr(Courier, "_bills_repeats", lambda _: False)
+    said = what_crashes_show(world, "corrections", DELIVERY)
+    assert any("twice" in words for words in said)
+
+
 @pytest.mark.parametrize("store", ["clickhouse"])
 def test_a_timestamp_that_is_made_anew_for_a_retry_is_found(world, monkeypatch):
     claimed = outbox._claimed
@@ -59,6 +67,8 @@ def test_a_timestamp_that_is_made_anew_for_a_retry_is_found(world, monkeypatch):
         return replace(item, event=event, may_be_known=False)
 
     monkeypatch.setattr(outbox, "_claimed", made_anew)
+    # The second line of defence: what is sent again only when Lago has not got it is not there twice.
+    monkeypatch.setattr(Courier, "_bills_repeats", lambda _: False)
     said = what_crashes_show(world, "corrections", DELIVERY)
     assert any("twice" in words for words in said)
 

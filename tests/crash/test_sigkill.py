@@ -20,7 +20,7 @@ from tests.crash.oracle import assert_whole
 from tests.crash.stories import show_stop
 from tests.engine.processes import environment, test_database_url
 
-STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
+STORES = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse-plain")
 KILLS = 5
 KILLS_LONG = 250
 WITHIN_S = 30.0

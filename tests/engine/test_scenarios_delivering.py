@@ -101,6 +101,10 @@ def test_row_02_the_process_dies_around_the_post_and_the_next_one_completes_it_o
     assert SyncRun.objects.filter(status="running").count() == 1
     live.clock.advance(minutes=1)
     run = live.sync()
+    if live.lago.store != "postgres":
+        # What the dead process may have sent is not sent again before Lago would show it.
+        live.clock.advance(minutes=10)
+        run = live.sync()
     assert run.status == "completed"
     assert SyncRun.objects.filter(status="interrupted").count() == 1
     assert live.lago_wh_by_session() == dict.fromkeys(sessions, 1_000)

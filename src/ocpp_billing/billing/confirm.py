@@ -20,6 +20,7 @@ from ocpp_billing.billing.late import InvoicedPeriods
 from ocpp_billing.billing.outbox import give_up_events, restate_sessions
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.database import Fence, fenced_transaction
+from ocpp_billing.lago.delivery import SHOWN_WITHIN
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError, NotFound
 from ocpp_billing.lago.wire import UsageEvent, events_equal
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-# An event that Lago took and does not show for so long was lost there (its ClickHouse store answers before
-# it stores): it is sent again, to the byte the same.
-LOST_AFTER = timedelta(minutes=10)
+# An event that Lago took and does not show for so long was lost there: the same bytes are sent again.
+LOST_AFTER = SHOWN_WITHIN
 # Lago charges in advance by a job after storing; where it made no fee for so long, the job was lost.
 CHARGED_WITHIN = timedelta(days=1)
 # Lago keeps milliseconds, and before v1.48 took them through a binary fraction: it may show an event a

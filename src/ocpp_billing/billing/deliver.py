@@ -26,15 +26,18 @@ from ocpp_billing.billing.outbox import (
     EventResult,
     claim_attempted_unbilled,
     claim_events,
+    claim_in_doubt,
     customers_to_ask,
     give_up_events,
     next_due_at,
+    others_got_through,
     plans_of_due,
     record_results,
     set_aside_unbilled,
 )
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.lago.delivery import (
+    SHOWN_WITHIN,
     Accepted,
     Outcome,
     RateLimited,
@@ -60,7 +63,8 @@ log = get_logger(__name__)
 SETTLE_UNSEEN = timedelta(minutes=2)
 # A batch that met a server error so often is taken apart.
 SERVER_ERRORS_BEFORE_TAKING_APART = 3
-# An event is to blame for a server error when so many more tries, by itself, meet one, too.
+# An event is to blame for a server error when so many tries in a row, by itself, meet one, too, while others
+# got through; and Lago is ill when so many events in a row do.
 TRIES_ALONE = 3
 # What Lago does not hold and could still bill is looked at again, the later the older it is.
 LOOK_AGAIN_FRACTION = 8
@@ -87,6 +91,7 @@ class Courier:
         directory: Lago's subscriptions, to check the billing period at the claim.
         redecide: decides sessions anew whose event the closing of a period took out of the queue.
         fence: the run.
+        events_store: of Lago, as far as it says (from v1.47 on).
         events_per_second: pace; 0 = as fast as Lago takes them.
         concurrency: how many batches may be under way.
         patience: how long this run waits for events that have to be tried again.
@@ -100,6 +105,7 @@ class Courier:
     source: str
     redecide: Callable[[], object]
     fence: Fence | None
+    events_store: str | None = None
     events_per_second: int = 0
     concurrency: int = 1
     patience: timedelta = timedelta(seconds=15)
@@ -110,6 +116,9 @@ class Courier:
     _contract: Contract = field(default_factory=lambda: Contract("", None, frozenset()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next_send_at: datetime | None = None
+    # How many events in a row met a server error by themselves, in this run, with none accepted in between.
+    _failed_alone: int = 0
+    _gave_ids: bool = False
 
     def deliver(self) -> DeliverCounts:
         """Send what is due, until nothing is left that can be sent now.
@@ -121,6 +130,7 @@ class Courier:
         give_up_at = clock.now() + self.patience
         while self.stopped is None:
             self._check_what_is_billed()
+            self._look_for_what_is_in_doubt()
             if self._send_all_claimable():
                 continue
             due_at = next_due_at(self.source)
@@ -147,11 +157,21 @@ class Courier:
             self.directory.field_name,
             frozenset(charges),
             alone=in_advance if in_advance and self.directory.stores_parts_of_batches() else frozenset(),
+            bills_repeats=self._bills_repeats(),
         )
         if set_aside_unbilled(self.source, clock.now(), self._contract, self.fence):
             self.redecide()
         if self._settle_all_unbilled():
             self.redecide()
+
+    def _bills_repeats(self) -> bool:
+        """Whether Lago may bill an event twice that it gets twice.
+
+        Its ClickHouse store does, unless the organisation has ``clickhouse_deduplication_enabled``, which the
+        API does not show. A Lago before v1.47 does not say which store it has; but only PostgreSQL gives an
+        event its id at once.
+        """
+        return self.events_store != "postgres" and not (self.events_store is None and self._gave_ids)
 
     def _settle_all_unbilled(self) -> int:
         """See how events stand that were attempted and are not to be sent; returns how many were given up."""
@@ -216,8 +236,31 @@ class Courier:
             reason=standing.reason,
             wait=wait,
             missing_since=missing_since,
+            sent_at=item.sent_at,
             is_news=not item.is_held,
         )
+
+    def _look_for_what_is_in_doubt(self) -> None:
+        """Read back what Lago may have and would bill twice if it got it again, the later the older it is."""
+        lease = uuid4()
+        while claimed := claim_in_doubt(
+            self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
+        ):
+            self._record([self._read_back(item) or self._not_shown_yet(item) for item in claimed], lease)
+
+    def _not_shown_yet(self, item: ClaimedEvent) -> EventResult:
+        """It is looked for again, at the latest when it may be sent again."""
+        now = clock.now()
+        sent_at = item.sent_at or now
+        wait = min(max(now - sent_at, FIRST_BACKOFF), max(sent_at + SHOWN_WITHIN - now, timedelta()))
+        minutes = int(SHOWN_WITHIN.total_seconds() // 60)
+        answer = {
+            "outcome": "not shown yet",
+            "says": "Lago may have it and not show it yet: unless it does, it is sent again "
+            f"{minutes} minutes after it was sent",
+            "alone": _failures_alone(item),
+        }
+        return EventResult(item.event_id, "queued", answer, wait=wait, sent_at=sent_at, is_news=False)
 
     # -- sending -------------------------------------------------------------------------------------
 
@@ -251,37 +294,51 @@ class Courier:
         to_send: list[ClaimedEvent] = []
         results: list[EventResult] = []
         for item in batch:
-            found = self._read_back(item) if item.may_be_known else None
+            found = (self._read_back(item) or self._blamed(item)) if item.may_be_known else None
             if found is None:
                 to_send.append(item)
             else:
                 results.append(found)
-        if together := [item for item in to_send if not item.alone]:
+        apart = [item for item in to_send if item.alone or self._is_tried_alone(item)]
+        if together := [item for item in to_send if item not in apart]:
             results += self._send(together)
-        results += self._send_apart([item for item in to_send if item.alone])
+        results += self._send_apart(apart)
         self._record(results, lease)
 
+    def _is_tried_alone(self, item: ClaimedEvent) -> bool:
+        """Whether an event may be why its batches fail, and those must not be taken apart and sent again."""
+        return self._contract.bills_repeats and item.attempts > SERVER_ERRORS_BEFORE_TAKING_APART
+
     def _send_apart(self, items: Sequence[ClaimedEvent]) -> list[EventResult]:
-        """Send each event by itself, until one is left open: then Lago is given a rest.
+        """Send each event by itself, until Lago seems ill: then it is given a rest.
 
         What an older Lago stores of a batch that it refuses it never charges in advance.
         """
         results: list[EventResult] = []
+        is_open = False
         for item in items:
-            if self.stopped is not None or (results and results[-1].state == "queued"):
+            if self.stopped is not None or is_open:
                 why = self.stopped or "what was sent before it is still open"
                 results.append(self._again(item, "not sent", why))
-            else:
-                results += self._send([item])
+                continue
+            (result,) = self._send([item])
+            results.append(result)
+            met_server_error = (result.answer.get("status") or 0) >= 500
+            is_open = result.state == "queued" and not (met_server_error and self._failed_alone < TRIES_ALONE)
         return results
 
     def _send(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
         """Send one batch and understand the answer."""
         self._keep_pace(len(batch))
+        if clock.now() >= min(item.lease_until for item in batch):
+            # Another worker may have claimed and sent it by now.
+            return [self._again(item, "not sent", "too much time has passed") for item in batch]
         outcome = self.client.post_batch([item.event for item in batch])
         log.debug("batch sent", action="deliver.batch", events=len(batch), outcome=type(outcome).__name__)
         match outcome:
             case Accepted(lago_ids=lago_ids):
+                self._gave_ids = self._gave_ids or None not in lago_ids.values()
+                self._failed_alone = 0
                 return [
                     EventResult(
                         item.event_id,
@@ -298,8 +355,8 @@ class Courier:
                 return self._send_halves(batch)
             case Rejected():
                 return [self._refused(item, outcome, index) for index, item in enumerate(batch)]
-            case Unknown(status=int(status)) if status >= 500 and self._is_suspect(batch):
-                return self._take_apart(batch, outcome)
+            case Unknown(status=int(status)) if status >= 500:
+                return self._put_back_or_take_apart(batch, outcome)
             case _:
                 return self._put_back(batch, outcome)
 
@@ -311,34 +368,33 @@ class Courier:
             return results + [self._again(item, "not sent", self.stopped) for item in batch[middle:]]
         return results + self._send(batch[middle:])
 
-    def _is_suspect(self, batch: Sequence[ClaimedEvent]) -> bool:
-        """Whether a server error is worth taking the batch apart: it has failed often enough."""
-        return min(item.attempts for item in batch) >= SERVER_ERRORS_BEFORE_TAKING_APART
-
-    def _take_apart(self, batch: Sequence[ClaimedEvent], outcome: Unknown) -> list[EventResult]:
+    def _put_back_or_take_apart(self, batch: Sequence[ClaimedEvent], outcome: Unknown) -> list[EventResult]:
         """Find the event that Lago cannot digest, so that it does not hold back its neighbours.
 
-        Each half is sent by itself, down to single events. Only where some get through is one that does
-        not to blame; where none does, it is Lago that is ill, and all are tried again later.
+        Where a batch failed often enough, each half is sent by itself, down to single events. Where no single
+        one gets through, it is Lago that is ill: then all are tried again later.
         """
         if len(batch) == 1:
-            return self._put_back(batch, outcome)
-        results = self._send_halves(batch)
-        if not any(result.state == "accepted" for result in results):
-            return results
-        by_id = {item.event_id: item for item in batch}
-        return [
-            self._try_alone(by_id[result.event_id], result) if _met_server_error(result) else result
-            for result in results
-        ]
+            self._failed_alone += 1
+            failed = {"alone": _failures_alone(batch[0]) + 1}
+            return [
+                replace(result, answer={**result.answer, **failed})
+                for result in self._put_back(batch, outcome)
+            ]
+        may_repeat = not self._contract.bills_repeats
+        is_suspect = min(item.attempts for item in batch) >= SERVER_ERRORS_BEFORE_TAKING_APART
+        if may_repeat and is_suspect and self._failed_alone < TRIES_ALONE:
+            return self._send_halves(batch)
+        return self._put_back(batch, outcome)
 
-    def _try_alone(self, item: ClaimedEvent, result: EventResult) -> EventResult:
-        """An event that failed while neighbours got through: to blame only when it fails every time."""
-        for _ in range(TRIES_ALONE):
-            (result,) = self._send([item])
-            if self.stopped is not None or not _met_server_error(result):
-                return result
-        return replace(result, state="rejected", reason="lago_server_error")
+    def _blamed(self, item: ClaimedEvent) -> EventResult | None:
+        """An event that Lago does not hold and could not digest while others got through, or None."""
+        if _failures_alone(item) < TRIES_ALONE or not others_got_through(item, self.source):
+            return None
+        answer = item.answer or {}
+        return EventResult(
+            item.event_id, "rejected", answer, reason="lago_server_error", sent_at=item.sent_at
+        )
 
     def _refused(self, item: ClaimedEvent, outcome: Rejected, index: int) -> EventResult:
         """One event of a batch that was refused because of one or more of its events."""
@@ -380,6 +436,7 @@ class Courier:
         """Nothing is known about these events: into the queue again, and stop where going on is vain."""
         wait_s: float | None = None
         status: int | None = None
+        sent_at: datetime | None = None
         match outcome:
             case Unauthorised(text=text):
                 self.stopped, self.unauthorised = text, True
@@ -390,10 +447,12 @@ class Courier:
             case Unknown(reason=text, retry_after_s=wait_s, status=status, nothing_sent=nothing_sent):
                 if nothing_sent:
                     self.stopped = text
+                else:
+                    sent_at = clock.now()
             case _:
                 text = type(outcome).__name__
         kind = type(outcome).__name__.lower()
-        return [self._again(item, kind, text, wait_s, status) for item in batch]
+        return [replace(self._again(item, kind, text, wait_s, status), sent_at=sent_at) for item in batch]
 
     def _again(
         self,
@@ -408,7 +467,7 @@ class Courier:
         wait = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
         if wait_s is not None:
             wait = max(wait, timedelta(seconds=wait_s))
-        answer = {"outcome": outcome, "says": says, "status": status}
+        answer = {"outcome": outcome, "says": says, "status": status, "alone": _failures_alone(item)}
         return EventResult(item.event_id, "queued", answer, wait=wait)
 
     # -- pace and book-keeping -------------------------------------------------------------------------
@@ -441,6 +500,6 @@ class Courier:
             self.counts.unknown += tally.get("queued", 0)
 
 
-def _met_server_error(result: EventResult) -> bool:
-    """Whether Lago answered with a server error, so that the event is to be tried again."""
-    return result.state == "queued" and (result.answer.get("status") or 0) >= 500
+def _failures_alone(item: ClaimedEvent) -> int:
+    """How often in a row Lago met an error of its own with this event by itself."""
+    return int((item.answer or {}).get("alone", 0))

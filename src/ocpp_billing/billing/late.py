@@ -22,6 +22,7 @@ from django.db import connection
 from ocpp_billing import clock
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.database import Fence, fenced_transaction
+from ocpp_billing.lago.delivery import SHOWN_WITHIN
 from ocpp_billing.lago.errors import LagoError
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from ocpp_billing.lago.directory import LagoDirectory
     from ocpp_billing.lago.wire import BillableMetric, Usage, UsageEvent
 
-# Lago must twice, so long apart, be seen not to hold an event: its ClickHouse store shows late what it has.
-MISSING_FOR = timedelta(minutes=10)
+# Lago must twice, so long apart, be seen not to hold an event.
+MISSING_FOR = SHOWN_WITHIN
 # Lago hides an invoice while it makes it, which takes minutes, and one without anything to pay for ever.
 HIDDEN_IS_FINAL_AFTER = timedelta(days=1)
 # What was given up is looked for once a day, so long.

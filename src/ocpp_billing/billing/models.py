@@ -164,6 +164,8 @@ class UsageEvent(models.Model):
     next_attempt_at = models.DateTimeField(db_default=Now())
     lease = models.UUIDField(null=True)
     lease_until = models.DateTimeField(null=True)
+    # When Lago may last have got it, as long as its answer leaves open whether it did.
+    sent_at = models.DateTimeField(null=True)
     # Since when Lago, whose invoice of the period is final, was seen not to hold it.
     missing_since = models.DateTimeField(null=True)
     given_up_at = models.DateTimeField(null=True)

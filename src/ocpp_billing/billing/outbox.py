@@ -7,7 +7,7 @@ in the same transaction: from then on Lago may know the event, whatever happens 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +17,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing.balance import STATE_RANK_SQL
 from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.database import Fence, fenced_transaction
+from ocpp_billing.lago.delivery import SHOWN_WITHIN
 from ocpp_billing.lago.directory import FRESH_FOR
 from ocpp_billing.lago.wire import UsageEvent
 
@@ -30,6 +31,9 @@ FIRST_BACKOFF = timedelta(seconds=2)
 LONGEST_BACKOFF = timedelta(minutes=30)
 # Nothing is put off for longer than this, and no two clocks that are kept are further apart.
 LATEST_ATTEMPT, CLOCKS_DIFFER = timedelta(hours=12), timedelta(minutes=5)
+# Events whose ids are no further apart were decided at about the same time.
+_ABOUT_AS_OLD = 1_000
+_AT_ANY_TIME = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,10 @@ class ClaimedEvent:
         timestamp: the time Lago sees.
         missing_since: since when Lago, with a final invoice of the period, was seen not to hold it.
         is_held: it was claimed only to see how it stands.
+        lease_until: it must not be sent later than that: another worker may do it then.
+        sent_at: when Lago may last have got it, where its answer left that open.
         alone: it must not be sent with others.
+        answer: what became of the attempt before; None = there was none, or it broke off.
     """
 
     event_id: int
@@ -56,7 +63,10 @@ class ClaimedEvent:
     timestamp: datetime
     missing_since: datetime | None
     is_held: bool
+    lease_until: datetime
+    sent_at: datetime | None
     alone: bool
+    answer: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,7 @@ class EventResult:
         lago_event_id: Lago's id of it; None on the ClickHouse store.
         wait: until the next attempt, when queued, or the next look, when held.
         missing_since: since when Lago, with a final invoice of the period, was seen not to hold it.
+        sent_at: when Lago may last have got it; None = it surely has it, or surely has not.
         is_news: False where it stood so before.
     """
 
@@ -80,6 +91,7 @@ class EventResult:
     lago_event_id: str | None = None
     wait: timedelta = timedelta()
     missing_since: datetime | None = None
+    sent_at: datetime | None = None
     is_news: bool = True
 
 
@@ -89,17 +101,23 @@ def break_leases(source: str, fence: Fence | None) -> int:
     What was written while the machine's clock was ahead would wait until that time comes: it is due now.
     """
     with fenced_transaction("break leases", fence) as cursor:
-        cursor.execute(
-            "UPDATE usage_event SET lease = NULL, lease_until = NULL"
-            " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
-            [source],
-        )
-        broken = int(cursor.rowcount)
+        broken = free_claimed(cursor, source)
         now = clock.now()
         bound = {"source": source, "now": now, "latest": now + LATEST_ATTEMPT, "soon": now + CLOCKS_DIFFER}
         for statement in _OF_A_CLOCK_AHEAD:
             cursor.execute(statement, bound)
         return broken
+
+
+def free_claimed(cursor: Any, source: str) -> int:
+    """End all leases of a source, whose worker is dead; what it had claimed it may have sent until now."""
+    cursor.execute(
+        "UPDATE usage_event SET lease = NULL, lease_until = NULL,"
+        " sent_at = CASE WHEN sent_at IS NOT NULL THEN %s::timestamptz END"
+        " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
+        [clock.now(), source],
+    )
+    return int(cursor.rowcount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +129,15 @@ class Contract:
         field_name: the property it sums; None = it is missing or does not sum, so nothing is billed.
         plans: codes of the plans that charge it.
         alone: codes of those whose events must not be sent with others.
+        bills_repeats: Lago may bill an event twice that it gets twice: nothing is sent again before it is
+            certain that Lago does not have it.
     """
 
     metric_code: str
     field_name: str | None
     plans: frozenset[str]
     alone: frozenset[str] = frozenset()
+    bills_repeats: bool = False
 
 
 def claim_events(
@@ -137,10 +158,36 @@ def claim_events(
                 "now": now,
                 "until": now + LEASE,
                 "fresh": now - FRESH_FOR,
+                "sent_before": _sent_before(now, contract),
                 **_bound(contract),
             },
         )
         return [_claimed(row) for row in cursor.fetchall()]
+
+
+def claim_in_doubt(
+    source: str, lease: UUID, limit: int, now: datetime, contract: Contract, fence: Fence | None
+) -> list[ClaimedEvent]:
+    """Claim due events that must not be sent again yet, only to read them back."""
+    if not contract.bills_repeats:
+        return []
+    bound = {
+        "source": source,
+        "lease": lease,
+        "limit": limit,
+        "now": now,
+        "until": now + LEASE,
+        "sent_before": _sent_before(now, contract),
+        "alone": sorted(contract.alone),
+    }
+    with fenced_transaction("claim in doubt", fence) as cursor:
+        cursor.execute(_CLAIM_IN_DOUBT, bound)
+        return [_claimed(row) for row in cursor.fetchall()]
+
+
+def _sent_before(now: datetime, contract: Contract) -> datetime:
+    """What was sent until then may be sent again."""
+    return now - SHOWN_WITHIN if contract.bills_repeats else _AT_ANY_TIME
 
 
 def _bound(contract: Contract) -> dict[str, Any]:
@@ -153,8 +200,10 @@ def _bound(contract: Contract) -> dict[str, Any]:
 
 
 def _claimed(row: tuple[Any, ...]) -> ClaimedEvent:
-    event_id, attempts, payload, field_name, unsettled, *others = row
+    event_id, attempts, payload, field_name, unsettled, *others, answer = row
     event = UsageEvent.from_payload(payload, field_name)
+    # Django has cursors give JSON as text.
+    others.append(None if answer is None else msgspec.json.decode(answer))
     return ClaimedEvent(event_id, attempts, event, attempts > 1 and unsettled, *others)
 
 
@@ -210,6 +259,17 @@ def plans_of_due(source: str, now: datetime) -> set[str]:
         return {plan for (plan,) in cursor.fetchall()}
 
 
+def others_got_through(item: ClaimedEvent, source: str) -> bool:
+    """Whether Lago took any event of about the same age, or a later one, since this one was first tried."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT 1 FROM usage_event WHERE source_id = %s AND id > %s AND accepted_at > %s)",
+            [source, item.event_id - _ABOUT_AS_OLD, item.first_attempt_at],
+        )
+        (got_through,) = cursor.fetchone()
+        return bool(got_through)
+
+
 def record_results(
     results: Sequence[EventResult],
     lease: UUID,
@@ -247,6 +307,7 @@ def record_results(
                 "answers": [msgspec.json.encode(result.answer).decode() for result in results],
                 "next_attempts": [now + result.wait for result in results],
                 "missing_since": [result.missing_since for result in results],
+                "sent_at": [result.sent_at for result in results],
             },
         )
         sessions = [session_id for (session_id,) in cursor.fetchall()]
@@ -315,7 +376,7 @@ def hold_differences(cursor: Any, session_ids: Sequence[int]) -> None:
 
 
 def unfinished(source: str) -> int:
-    """How many usage events wait to be sent."""
+    """How many usage events wait to be sent, or to be seen in Lago."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM usage_event WHERE source_id = %s AND state = 'queued'", [source])
         (number,) = cursor.fetchone()
@@ -347,6 +408,10 @@ _OF_A_CLOCK_AHEAD = (
     UPDATE usage_event SET accepted_at = %(now)s
     WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at > %(soon)s
     """,
+    """
+    UPDATE usage_event SET sent_at = %(now)s
+    WHERE source_id = %(source)s AND state IN ('queued', 'held') AND sent_at > %(soon)s
+    """,
     # What Lago said of a subscription is asked again; a row that it does not name any more goes then.
     "UPDATE lago_subscription SET read_at = 'epoch' WHERE read_at > %(soon)s",
     "DELETE FROM lago_customer_read WHERE read_at > %(soon)s",
@@ -366,6 +431,9 @@ _DUE = """
 e.source_id = %(source)s AND e.state = 'queued' AND e.next_attempt_at <= %(now)s
 AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
 """
+# What Lago does not have, or may get again. A lease that has run out was never settled: what was claimed
+# by it may have been sent until then.
+_SENDABLE = "(e.sent_at IS NULL OR coalesce(e.lease_until, e.sent_at) <= %(sent_before)s)"
 # What Lago may know and was seen not to hold: in the queue, or held until it is certain.
 _UNSETTLED = """
 e.source_id = %(source)s AND e.next_attempt_at <= %(now)s AND e.attempts > 0
@@ -375,11 +443,13 @@ AND (e.state = 'queued' OR (e.state = 'held' AND e.answer ->> 'outcome' = 'not f
 # An event that a refused batch did not name may just be sent again: Lago says so if it has it.
 _RETURNING = """
 e.id, e.attempts, e.payload, e.field_name, e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named',
-e.first_attempt_at, e.external_customer_id, e.timestamp, e.missing_since, e.state = 'held',
+e.first_attempt_at, e.external_customer_id, e.timestamp, e.missing_since, e.state = 'held', e.lease_until,
+e.sent_at,
 EXISTS (
     SELECT 1 FROM lago_subscription at
     WHERE at.lago_id = e.lago_subscription_id AND at.plan_code = ANY(%(alone)s::text[])
-)
+),
+e.answer
 """
 
 # In the order of the index of the queue, and the subscription asked for event by event: so each batch reads
@@ -393,10 +463,10 @@ EXISTS (
 # decision (it was excluded, mapped otherwise, or stopped before the instant of going live).
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
-    first_attempt_at = coalesce(first_attempt_at, %(now)s), missing_since = NULL
+    first_attempt_at = coalesce(first_attempt_at, %(now)s), sent_at = %(now)s, missing_since = NULL
 WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
-    WHERE {_DUE} AND (
+    WHERE {_DUE} AND {_SENDABLE} AND (
         SELECT {_OPEN} AND {_FRESH} FROM lago_subscription at WHERE at.lago_id = e.lago_subscription_id
     )
     AND (e.attempts > 0 OR NOT (SELECT s.needs_decision FROM charging_session s WHERE s.id = e.session_id))
@@ -458,8 +528,20 @@ WHERE e.id = ANY(ARRAY(
 RETURNING e.session_id
 """
 
+_CLAIM_IN_DOUBT = f"""
+UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s,
+    sent_at = coalesce(e.lease_until, e.sent_at)
+WHERE e.id = ANY(ARRAY(
+    SELECT e.id FROM usage_event e
+    WHERE {_DUE} AND NOT {_SENDABLE}
+    ORDER BY e.next_attempt_at, e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
+))
+RETURNING {_RETURNING}
+"""
+
 _CLAIM_UNBILLED = f"""
-UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
+UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s,
+    sent_at = CASE WHEN e.sent_at IS NOT NULL THEN coalesce(e.lease_until, e.sent_at) END
 WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_UNSETTLED} AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
@@ -475,11 +557,11 @@ UPDATE usage_event e SET
     state = r.state, reason = r.reason, answer = r.answer::jsonb, lease = NULL, lease_until = NULL,
     lago_event_id = coalesce(r.lago_event_id, e.lago_event_id),
     accepted_at = CASE WHEN r.state = 'accepted' THEN %(now)s END,
-    next_attempt_at = r.next_attempt_at, missing_since = r.missing_since
+    next_attempt_at = r.next_attempt_at, missing_since = r.missing_since, sent_at = r.sent_at
 FROM unnest(
     %(ids)s::bigint[], %(states)s::text[], %(reasons)s::text[], %(lago_ids)s::text[], %(answers)s::text[],
-    %(next_attempts)s::timestamptz[], %(missing_since)s::timestamptz[]
-) r (event_id, state, reason, lago_event_id, answer, next_attempt_at, missing_since)
+    %(next_attempts)s::timestamptz[], %(missing_since)s::timestamptz[], %(sent_at)s::timestamptz[]
+) r (event_id, state, reason, lago_event_id, answer, next_attempt_at, missing_since, sent_at)
 WHERE e.id = r.event_id AND e.lease = %(lease)s AND e.state IN ('queued', 'held')
 RETURNING e.session_id
 """

@@ -182,15 +182,18 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None, note: st
         event = UsageEvent.objects.select_for_update().get(pk=event_id)
         if event.state != "rejected":
             raise ReviewError(f"The event {event.transaction_id} is not rejected ({event.state}).")
+        before = event.answer
         event.state, event.reason, event.next_attempt_at = "queued", None, clock.now()
-        event.save(update_fields=["state", "reason", "next_attempt_at"])
+        # What it failed at before counts against it no more.
+        event.answer = {**(before or {}), "alone": 0}
+        event.save(update_fields=["state", "reason", "next_attempt_at", "answer"])
         restate_sessions(cursor, [event.session_id])
         audit.record(
             "event.retry",
             user=user,
             actor=by,
             target=f"event:{event.transaction_id}",
-            before={"answer": event.answer},
+            before={"answer": before},
             note=note,
         )
 

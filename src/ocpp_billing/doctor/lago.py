@@ -108,8 +108,9 @@ def _organization(config: Config, organization: Organization, *, with_ledger: bo
             "deduplication",
             f"{says} Lago's API does not say whether that store takes repeated events as one.",
             "Have whoever runs Lago check that clickhouse_deduplication_enabled is true for the organisation "
-            "(it is where it was made with LAGO_DEFAULT_EVENT_STORE=clickhouse). Without it, an event whose "
-            "answer was lost and that is sent again within seconds may be billed twice.",
+            "(it is where it was made with LAGO_DEFAULT_EVENT_STORE=clickhouse). Without it Lago bills each "
+            "repetition, so what was sent with an open outcome is not sent again within ten minutes; nothing "
+            "but that wait is in the way of a doubled event then.",
         )
     return ok("Lago", "organization", says)
 

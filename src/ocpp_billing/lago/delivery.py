@@ -12,6 +12,7 @@ The rules come from Lago's behaviour from v1.30 to v1.51:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ocpp_billing.lago.wire import UsageEvent
+
+# Lago's ClickHouse store answers before it stores, and shows later what it has: what it does not show so
+# long after it was sent, it never got.
+SHOWN_WITHIN: Final = timedelta(minutes=10)
 
 _ALREADY_EXISTS: Final = (("transaction_id", "value_already_exist"),)
 _SIZE_REASONS: Final = ("too_many_events", "payload_too_large")

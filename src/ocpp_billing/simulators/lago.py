@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -41,6 +41,7 @@ DEFAULT_VERSIONS: dict[StoreName, str] = {
     "postgres-1.32": "1.38.2",
     "postgres-1.30": "1.30.0",
     "clickhouse": "1.51.0",
+    "clickhouse-plain": "1.51.0",
 }
 DEFAULT_API_KEY = "lago-simulator-key"
 DEFAULT_ORGANIZATION_ID = lago_uuid(0x06, 1)
@@ -420,10 +421,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``ocpp-billing simulate lago``."""
     parser.add_argument(
         "--store",
-        choices=get_args(StoreName),
+        choices=STORES,
         default="postgres",
         help="event store: postgres (from v1.39), postgres-1.32 (v1.32.4-1.38), postgres-1.30 (to v1.32.3), "
-        "clickhouse",
+        "clickhouse, clickhouse-plain (it counts an event again that it gets again)",
     )
     parser.add_argument(
         "--port", type=int, default=0, metavar="P", help="port to listen on; 0 takes a free one"

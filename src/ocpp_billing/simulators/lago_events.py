@@ -8,6 +8,8 @@
                           duplicate inside the batch is met while storing: 500, the earlier stay
 ``clickhouse``            everything is accepted; the same (code, subscription, transaction id,
                           timestamp) overwrites silently, another timestamp is another event
+``clickhouse-plain``      the same for an organisation without ``clickhouse_deduplication_enabled``: each
+                          repeat is one more event, and counts
 ========================  =====================================================================
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
     from ocpp_billing.simulators.lago_catalogue import Metric
 
-StoreName = Literal["postgres", "postgres-1.32", "postgres-1.30", "clickhouse"]
-STORES: tuple[StoreName, ...] = ("postgres", "postgres-1.32", "postgres-1.30", "clickhouse")
+StoreName = Literal["postgres", "postgres-1.32", "postgres-1.30", "clickhouse", "clickhouse-plain"]
+STORES: tuple[StoreName, ...] = get_args(StoreName)
 POSTGRES_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 CLICKHOUSE_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 DUPLICATE = {"transaction_id": ["value_already_exist"]}
@@ -151,7 +153,7 @@ class EventStore:
 
     def __init__(self, store: StoreName, version: tuple[int, ...], metrics: dict[str, Metric]) -> None:
         self.store = store
-        self.clickhouse = store == "clickhouse"
+        self.clickhouse = store in {"clickhouse", "clickhouse-plain"}
         self.binary_float_time = version < (1, 48)
         self.metrics = metrics
         self.batch_max = 100
@@ -283,7 +285,7 @@ class EventStore:
         older = self._by_id.get(event.transaction_id)
         if older is not None:
             event.older = older
-            if self.clickhouse:
+            if self.store == "clickhouse":
                 self._replace(event, series)
         self._by_id[event.transaction_id] = event
         series.arrivals.append(event)

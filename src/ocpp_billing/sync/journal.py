@@ -10,6 +10,7 @@ import msgspec
 from django.db import connection, transaction
 
 from ocpp_billing import clock
+from ocpp_billing.billing.outbox import free_claimed
 from ocpp_billing.config import ConfigError
 from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.effects import effect
@@ -246,10 +247,6 @@ def end_abandoned_runs(source: str, *, why: str = DIED, worker: str | None = Non
         )
         ended = int(cursor.rowcount)
         if ended:
-            cursor.execute(
-                "UPDATE usage_event SET lease = NULL, lease_until = NULL"
-                " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
-                [source],
-            )
+            free_claimed(cursor, source)
             _notify(cursor, source)
         return ended

@@ -30,6 +30,7 @@ from ocpp_billing.sync.reading import discover_and_record
 if TYPE_CHECKING:
     from ocpp_billing.config import Config
     from ocpp_billing.lago.client import LagoClient
+    from ocpp_billing.lago.wire import Organization
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.sync.journal import RunJournal
     from ocpp_billing.sync.models import SyncRun
@@ -87,7 +88,8 @@ def decide(config: Config, directory: LagoDirectory, journal: RunJournal, *, ask
 def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal: RunJournal) -> None:
     """Send what is queued, if billing is live and Lago is who it was."""
     with journal.step("deliver", LagoError, control.ControlError) as counted:
-        if _check_counterpart(config, lago).mode != "live":
+        status, organization = _check_counterpart(config, lago)
+        if status.mode != "live":
             return
         pause_where_history_is_unknown(config, lago)
         courier = Courier(
@@ -96,6 +98,7 @@ def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             source=config.steve_source,
             redecide=lambda: decide(config, directory, journal),
             fence=journal.fence,
+            events_store=organization.events_store,
             events_per_second=config.delivery_events_per_second,
             concurrency=config.delivery_concurrency,
         )
@@ -121,11 +124,11 @@ def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal:
             journal.left(f"{left} usage events wait for another attempt")
 
 
-def _check_counterpart(config: Config, lago: LagoClient) -> control.DeliveryStatus:
+def _check_counterpart(config: Config, lago: LagoClient) -> tuple[control.DeliveryStatus, Organization]:
     """Make sure that the key is valid and belongs to the organisation that this ledger bills into.
 
     Returns:
-        Whether usage events are sent to it.
+        Whether usage events are sent to it, and what it says of itself.
 
     Raises:
         ControlError: when it is another organisation's; delivery is paused then.
@@ -137,7 +140,7 @@ def _check_counterpart(config: Config, lago: LagoClient) -> control.DeliveryStat
         control.pause_for_refused_key(config, str(error))
         raise
     status = control.pin_organization(config, organization)
-    return control.resume_after_refused_key(config, status)
+    return control.resume_after_refused_key(config, status), organization
 
 
 # -- 5: confirm ----------------------------------------------------------------------------------------
