@@ -241,7 +241,6 @@ def test_any_bytes_at_all_give_an_answer_or_the_typed_error(body: bytes):
     for decoder in (
         wire.decode_transactions,
         wire.decode_tags,
-        wire.decode_tag,
         wire.decode_details,
         wire.decode_report,
     ):
@@ -314,7 +313,7 @@ def test_every_recorded_tag_is_read(release: str):
 
 def test_a_tag_with_an_expiry_has_it_in_utc():
     tag = recorded("3.14.1", "tag-by-pk") | {"expiryDate": "2026-11-21T21:49:29.000+01:00"}
-    read = wire.decode_tag(json.dumps(tag).encode())
+    (read,) = wire.decode_tags(json.dumps([tag]).encode()).rows
     assert read.expires_at == datetime(2026, 11, 21, 20, 49, 29, tzinfo=UTC)
 
 
