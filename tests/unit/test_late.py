@@ -61,9 +61,26 @@ def metric(code="ev_charging_kwh", **changes):
     ],
 )
 def test_only_what_is_in_arrears_and_closed_is_beyond_being_billed(rows, charges, of, reason, is_dead):
-    standing = judge_late(rows, charges, of, EVENT, MARCH)
+    code = EVENT.code if of is None else of.code
+    standing = judge_late(rows, charges, of, EVENT, MARCH, metric_code=code)
     assert (standing.reason, standing.is_dead) == (reason, is_dead)
     assert standing.charged_on_arrival == (charges is ADVANCE)
+
+
+@pytest.mark.parametrize("of", [metric("another"), None], ids=["another metric", "none in Lago"])
+@pytest.mark.parametrize("period_from", [MARCH, APRIL], ids=["open", "closed"])
+def test_an_event_of_another_code_says_so_also_while_lago_lacks_the_new_metric(of, period_from):
+    row = replace(ROW, period_from=period_from)
+    standing = judge_late([row], {}, of, EVENT, MARCH, metric_code="another")
+    assert "LAGO_METRIC_CODE has been changed since: put ev_charging_kwh back" in standing.says
+    assert "no metric" not in standing.says
+    assert "does not sum" not in standing.says
+    assert not standing.is_dead
+
+
+def test_where_the_metric_itself_is_gone_that_is_said():
+    standing = judge_late([ROW], {}, None, EVENT, MARCH, metric_code=EVENT.code)
+    assert "Lago has no metric ev_charging_kwh" in standing.says
 
 
 def arrived(name, kwh, minute):

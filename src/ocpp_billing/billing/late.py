@@ -80,7 +80,10 @@ class InvoicedPeriods:
             for row in self.directory.rows_of({customer}, clock.now())[customer]
             if row.external_id == event.external_subscription_id and row.contains(at)
         ]
-        standing = judge_late(rows, self.directory.charges(rows), self.directory.metric(), event, at)
+        directory = self.directory
+        standing = judge_late(
+            rows, directory.charges(rows), directory.metric(), event, at, metric_code=directory.metric_code
+        )
         if not standing.is_dead:
             return standing
         try:
@@ -127,15 +130,18 @@ def judge_late(
     metric: BillableMetric | None,
     event: UsageEvent,
     at: datetime,
+    *,
+    metric_code: str,
 ) -> Standing:
     """What subscription, plan and metric say about an event that is not to be sent. Pure.
 
     Args:
         rows: the subscription's rows that contain the event's time.
         charges: plan code -> how it charges the metric; plans that do not are absent.
-        metric: the metric as configured.
+        metric: the metric as configured; None = Lago has none of that code.
         event: that was attempted in vain.
         at: its time.
+        metric_code: as configured; the event may have been made for another one.
     """
     name = event.external_subscription_id
     if not rows:
@@ -144,7 +150,7 @@ def judge_late(
         f"it was made for {event.code}, and LAGO_METRIC_CODE has been changed since: put {event.code} back "
         "until it is confirmed, or exclude it and bill it by hand"
     )
-    is_another = metric is not None and metric.code != event.code
+    is_another = metric_code != event.code
     if any(row.is_open_for(at) for row in rows):
         says = (
             f"the period of {name} is open, but Lago does not sum {event.value_field} of {event.code} there"
