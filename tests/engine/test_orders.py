@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from ocpp_billing.accounts.models import AuditEntry
 from ocpp_billing.billing import review
 from ocpp_billing.billing.bulk import order_each, standing
 from ocpp_billing.billing.models import Ruling, UsageEvent
+from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
 from ocpp_billing.billing.undo import revoke
@@ -119,6 +121,44 @@ def test_the_refund_of_a_move_is_credited_and_taken_back(world):
     revoke(Ruling.objects.get().pk, by="test")
     world.sync()
     assert world.state_of(session) == ("held", "refund_by_credit_note")
+    world.assert_conserved()
+
+
+def test_an_event_that_lago_charged_twice_waits_for_a_credit_note(world):
+    """It is shown with what is too much, nothing is sent, and it is confirmed once a person has credited that."""
+    world.plan("ev_advance", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ev_advance")
+    world.go_live()
+    session = world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync(confirm_settle_seconds=3_600)
+    assert world.state_of(session) == ("accepted", None)
+    books = world.lago.books
+    (fee,) = books.fees
+    books.fees.append(replace(fee, lago_id="another"))
+    posts = world.posts()
+    world.clock.advance(hours=2)
+    world.sync()
+    assert world.state_of(session) == ("held", "charged_twice")
+    says = UsageEvent.objects.get().answer["says"]
+    assert "Lago made 2 fees of this one event (5.0 kWh for 1.95 EUR, 5.0 kWh for 1.95 EUR)" in says
+    assert "5.0 kWh, 1.95 EUR, is charged too much. Write a credit note" in says
+    found = session_of(session)
+    assert acts_of([found], closable=True) == {found.pk: [Act.CREDIT]}
+    world.clock.advance(timedelta(days=1))
+    world.sync()
+    assert world.state_of(session) == ("held", "charged_twice")
+    credit(session)
+    assert world.state_of(session) == ("confirmed", None)
+    assert world.balance().states["confirmed"].energy_wh == 5_000
+    revoke(Ruling.objects.get().pk, by="test")
+    world.sync()
+    assert world.state_of(session) == ("held", "charged_twice")
+    assert UsageEvent.objects.get().answer["says"] == says
+    credit(session)
+    world.clock.advance(timedelta(days=1))
+    world.sync()
+    assert world.state_of(session) == ("confirmed", None)
+    assert world.posts() == posts
     world.assert_conserved()
 
 

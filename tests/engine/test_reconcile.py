@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.db import connection
+from msgspec import structs
 
 from ocpp_billing.billing.confirm import LOST_AFTER
 from ocpp_billing.billing.models import UsageEvent
@@ -17,6 +18,7 @@ from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.cli import main
 from ocpp_billing.lago.wire import UsageEvent as EventToSend
 from ocpp_billing.reconcile import pieces
+from ocpp_billing.steve import capabilities
 from ocpp_billing.sync.clients import lago_client
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -188,6 +190,80 @@ def test_a_window_is_read_in_pieces_and_each_session_is_compared_once(live, reco
     assert sum(line["ledger"]["confirmed"]["sessions"] for line in found["subscriptions"]) == len(ids)
 
 
+@pytest.mark.parametrize("release", ["3.7"])
+def test_the_weeks_before_a_window_of_starts_are_cut_by_all_that_began_in_them(
+    live, reconcile, release, monkeypatch
+):
+    """StEvE shows those, too: no piece holds many more rows than it may."""
+    monkeypatch.setattr(pieces, "MOST_ROWS", 3)
+    for days in range(18, -1, -1):
+        live.session("TAG-ALICE", "CP-1", start=(days + 1) * DAY, stop=days * DAY + HOUR, energy_wh=1_000)
+    live.sync()
+    asked = len(live.steve.requests)
+    found = reconcile("--from", (live.clock.now() - 2 * DAY).isoformat())
+    assert found["agrees"]
+    assert sum(line["steve"]["sessions"] for line in found["subscriptions"]) == 2
+    widths = window_widths(live, asked)
+    assert len(widths) > 18 // 3 + 1
+    assert max(width for width, begin in widths if begin > live.clock.now() - 19 * DAY) <= 4 * DAY
+
+
+def window_widths(world, asked):
+    """How wide each window of StEvE was that was asked for since, and where it began."""
+    widths = []
+    for request in world.steve.requests[asked:]:
+        window = parse_qs(urlsplit(request["path"]).query)
+        if "to" in window and "transactionPk" not in window:
+            begin, end = (datetime.fromisoformat(window[side][0]) for side in ("from", "to"))
+            widths.append((end - begin, begin.replace(tzinfo=begin.tzinfo or UTC)))
+    return widths
+
+
+@pytest.mark.parametrize("release", ["3.8", "3.9", "3.10"])
+def test_where_it_is_unknown_what_a_window_compares_each_session_is_still_compared_once(
+    live, reconcile, release, monkeypatch
+):
+    """Many of them begin in one piece and stop in another one, and one is not in the ledger."""
+    monkeypatch.setattr(pieces, "MOST_ROWS", 2)
+    known = capabilities.probe
+    monkeypatch.setattr(
+        capabilities,
+        "probe",
+        lambda *given: structs.replace(known(*given), window_basis=None, complete=False),
+    )
+    ids = [
+        live.session(
+            "TAG-ALICE", f"CP-{days}", start=(days + 2) * DAY, stop=days * DAY + HOUR, energy_wh=1_000
+        )
+        for days in range(12, -1, -1)
+    ]
+    live.sync()
+    missing = live.session("TAG-ALICE", "CP-99", start=5 * DAY, stop=3 * DAY, energy_wh=500)
+    found = reconcile("--from", (live.clock.now() - 9 * DAY).isoformat())
+    assert differences(found) == {("not_read", None, str(missing))}
+    assert sum(line["steve"]["sessions"] for line in found["subscriptions"]) == 9 + 1
+    assert (
+        sum(line["ledger"].get("confirmed", {"sessions": 0})["sessions"] for line in found["subscriptions"])
+        == 9
+    )
+    assert len(ids) == 13
+
+
+@pytest.mark.parametrize("release", ["3.9"])
+def test_a_latest_session_without_a_readable_start_leaves_nothing_unknown(
+    live, reconcile, release, monkeypatch
+):
+    live.session("TAG-ALICE", energy_wh=1_000)
+    odd = live.session("TAG-ALICE", "CP-2", energy_wh=2_000)
+    live.show_as(odd, startTimestamp="1990-01-01T12:00:00.000Z")
+    live.sync()
+    told = []
+    known = capabilities.probe
+    monkeypatch.setattr(capabilities, "probe", lambda *given: told.append(known(*given)) or told[-1])
+    reconcile()
+    assert [each.complete for each in told] == [False, True]
+
+
 def test_a_correction_that_is_dated_after_the_window_is_compared_with_its_session(live, reconcile):
     steve_id = live.session("TAG-ALICE", energy_wh=5_000)
     live.sync()
@@ -291,6 +367,9 @@ def test_two_fees_of_one_event_are_one_too_many(ahead, reconcile):
     (difference,) = reconcile()["differences"]
     assert (difference["code"], difference["what"]) == ("billed_twice", fee.event_transaction_id)
     assert difference["says"] == "Lago charged it 2 times: 5.0 kWh, 5.0 kWh."
+    UsageEvent.objects.update(answer={"outcome": "credited", "says": "credited by credit note CN-7"})
+    assert reconcile()["agrees"]
+    UsageEvent.objects.update(answer=None)
     books.fees[:] = [replace(fee, usage=replace(fee.usage, units=Decimal(4)))]
     (difference,) = reconcile()["differences"]
     assert (difference["code"], difference["says"]) == (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from django.db import connection
@@ -23,6 +23,7 @@ from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.lago.delivery import SHOWN_WITHIN
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError, NotFound
+from ocpp_billing.lago.money import say_money
 from ocpp_billing.lago.wire import UsageEvent, events_equal
 from ocpp_billing.log import get_logger
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from ocpp_billing.lago.client import LagoClient
-    from ocpp_billing.lago.wire import BillableMetric, Event, Usage
+    from ocpp_billing.lago.wire import BillableMetric, Event, Fee, Usage
 
 log = get_logger(__name__)
 
@@ -89,6 +90,14 @@ class _Accepted:
     session_id: int
     event: UsageEvent
     accepted_at: datetime
+
+
+class _Conflict(NamedTuple):
+    """An event that Lago does not have, or has not charged, as it was sent."""
+
+    item: _Accepted
+    says: str
+    reason: Reason = Reason.CONFLICT_IN_LAGO
 
 
 def confirm_events(
@@ -151,23 +160,19 @@ def _confirm_group(
             timestamp_to=group.latest + CLOCK_GRAIN,
         )
     }
-    equal, lost, conflicts = _sort_out(accepted, held, clock.now() - max(settle * 10, LOST_AFTER))
+    equal, lost, differing = _sort_out(accepted, held, clock.now() - max(settle * 10, LOST_AFTER))
+    conflicts = [_Conflict(item, says) for item, says in differing]
     if conflicts:
         _hold(conflicts, fence)
         counts.conflicts += len(conflicts)
     if lost:
         _send_again(lost, fence)
     if _charges_in_advance(group, directory):
-        charged = [item for item in equal if _is_charged(item, client, directory)]
-        uncharged = [
-            (item, NOT_CHARGED)
-            for item in equal
-            if item not in charged and item.accepted_at < clock.now() - CHARGED_WITHIN
-        ]
-        if uncharged:
-            _hold(uncharged, fence)
-            counts.conflicts += len(uncharged)
-            conflicts += uncharged
+        charged, not_right = _split_by_fees(equal, client, directory)
+        if not_right:
+            _hold(not_right, fence)
+            counts.conflicts += len(not_right)
+            conflicts += not_right
         equal = charged
     elif equal:
         equal, too_late = _split_by_count(source, group, client, directory, metric, periods, equal)
@@ -200,15 +205,56 @@ def _sort_out(
     return equal, lost, conflicts
 
 
-def _is_charged(item: _Accepted, client: LagoClient, directory: LagoDirectory) -> bool:
-    """Whether Lago made a fee of exactly this event, where the plan charges in advance."""
-    fees = client.fees(
-        external_subscription_id=item.event.external_subscription_id,
-        event_transaction_id=item.event.transaction_id,
-        metric=directory.metric_code,
+def _split_by_fees(
+    items: Sequence[_Accepted], client: LagoClient, directory: LagoDirectory
+) -> tuple[list[_Accepted], list[_Conflict]]:
+    """Where the plan charges in advance: which events Lago charged once, and which twice, or never will.
+
+    What is in neither list may yet be charged.
+    """
+    charged: list[_Accepted] = []
+    conflicts: list[_Conflict] = []
+    for item in items:
+        fees = list(
+            client.fees(
+                external_subscription_id=item.event.external_subscription_id,
+                event_transaction_id=item.event.transaction_id,
+                metric=directory.metric_code,
+            )
+        )
+        sent = Decimal(item.event.properties[item.event.value_field])
+        if says := charged_twice(fees):
+            conflicts.append(_Conflict(item, says, Reason.CHARGED_TWICE))
+        elif any(fee.units == sent for fee in fees):
+            charged.append(item)
+        elif item.accepted_at < clock.now() - CHARGED_WITHIN:
+            conflicts.append(_Conflict(item, NOT_CHARGED))
+    return charged, conflicts
+
+
+def charged_twice(fees: Sequence[Fee]) -> str | None:
+    """That a charge made more than one fee of one event, with what is too much; None where none did. Pure.
+
+    A plan may have several charges of the metric: each makes a fee of its own, and that is no surplus.
+    """
+    seen: set[str | None] = set()
+    surplus: list[Fee] = []
+    for fee in fees:
+        if fee.lago_charge_id in seen:
+            surplus.append(fee)
+        seen.add(fee.lago_charge_id)
+    if not surplus:
+        return None
+    listed = ", ".join(
+        f"{fee.units:f} kWh for {say_money(fee.amount_cents, fee.amount_currency)}" for fee in fees
     )
-    sent = Decimal(item.event.properties[item.event.value_field])
-    return any(fee.units == sent for fee in fees)
+    too_much = " and ".join(
+        f"{fee.units:f} kWh, {say_money(fee.amount_cents, fee.amount_currency)}" for fee in surplus
+    )
+    return (
+        f"Lago made {len(fees)} fees of this one event ({listed}): {too_much}, is charged too much. Write a "
+        "credit note over it in Lago"
+    )
 
 
 def _split_by_count(
@@ -499,16 +545,16 @@ def _give_up(items: Sequence[_Accepted], fence: Fence | None) -> None:
     )
 
 
-def _hold(conflicts: Sequence[tuple[_Accepted, str]], fence: Fence | None) -> None:
+def _hold(conflicts: Sequence[_Conflict], fence: Fence | None) -> None:
     with fenced_transaction("confirm conflict", fence) as cursor:
-        for item, says in conflicts:
+        for item, says, reason in conflicts:
             answer: dict[str, Any] = {"outcome": "conflict", "says": says}
             cursor.execute(
                 "UPDATE usage_event SET state = 'held', reason = %s, answer = %s"
                 " WHERE id = %s AND state = 'accepted'",
-                [str(Reason.CONFLICT_IN_LAGO), msgspec.json.encode(answer).decode(), item.event_id],
+                [str(reason), msgspec.json.encode(answer).decode(), item.event_id],
             )
-        restate_sessions(cursor, sorted({item.session_id for item, _ in conflicts}))
+        restate_sessions(cursor, sorted({conflict.item.session_id for conflict in conflicts}))
 
 
 # By rank: events of one instant are never parted, so no two parts overlap.

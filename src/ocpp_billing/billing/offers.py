@@ -55,6 +55,7 @@ _HELD: dict[str, tuple[Act, ...]] = {
     Reason.CHANGED_AFTER_BILLING: (Act.ACCEPT, Act.EXCLUDE),
     Reason.REFUND_BY_CREDIT_NOTE: (Act.CREDIT, Act.EXCLUDE),
     Reason.CONFLICT_IN_LAGO: (Act.EXCLUDE,),
+    Reason.CHARGED_TWICE: (Act.CREDIT,),
 }
 
 

@@ -29,6 +29,9 @@ def settle_refund(
 ) -> None:
     """Say that what was billed too much of a session was credited in Lago by a credit note.
 
+    That is a refund that no usage event can give, or a fee that Lago made a second time of one event: such an
+    event is confirmed then, as it is charged once.
+
     Args:
         session_id: our number of the session.
         credit_note: its number, as Lago shows it.
@@ -49,13 +52,14 @@ def settle_refund(
         )
         is_rest = session.rest_state == "held" and session.rest_reason == Reason.REFUND_BY_CREDIT_NOTE
         energy_wh = sum(event.energy_wh for event in moves) + (session.rest_wh if is_rest else 0)
-        if not energy_wh:
+        twice = list(session.events.filter(state=EventState.HELD, reason=Reason.CHARGED_TWICE))
+        if not energy_wh and not twice:
             raise ReviewError(f"No refund of session {session.steve_id} is open ({session.state}).")
         ruling = Ruling.objects.create(
             session=session,
             kind=RulingKind.CREDIT,
             revision=session.revision,
-            reason=Reason.REFUND_BY_CREDIT_NOTE,
+            reason=Reason.REFUND_BY_CREDIT_NOTE if energy_wh else Reason.CHARGED_TWICE,
             note=f"{says}: {note.strip()}" if note.strip() else says,
             at=clock.now(),
             by=by,
@@ -65,6 +69,10 @@ def settle_refund(
         for event in moves:
             event.state, event.reason, event.answer = EventState.EXCLUDED, Reason.CREDITED, answer
             event.save(update_fields=["state", "reason", "answer"])
+        for event in twice:
+            event.state, event.reason, event.confirmed_at = EventState.CONFIRMED, None, clock.now()
+            event.answer = {**answer, "before": event.answer}
+            event.save(update_fields=["state", "reason", "confirmed_at", "answer"])
         if is_rest:
             _write_credit(session, ruling, answer)
         restate_sessions(cursor, [session.pk])
@@ -74,7 +82,11 @@ def settle_refund(
             actor=by,
             target=f"session:{session.source_id}:{session.steve_id}",
             before={"state": session.state, "reason": session.reason},
-            after={"credited_wh": -energy_wh, "credit_note": credit_note.strip()},
+            after={
+                "credited_wh": -energy_wh,
+                "credit_note": credit_note.strip(),
+                **({"charged_twice": [event.transaction_id for event in twice]} if twice else {}),
+            },
             note=note,
         )
 
@@ -139,3 +151,7 @@ def take_back_credit(session: ChargingSession, ruling: Ruling) -> None:
         state=EventState.HELD, reason=Reason.REFUND_BY_CREDIT_NOTE, answer=None
     )
     credited.filter(kind=EventKind.CREDIT).update(state=EventState.VOID, reason=None)
+    for event in session.events.filter(state=EventState.CONFIRMED, answer__ruling=ruling.pk):
+        event.state, event.reason, event.confirmed_at = EventState.HELD, Reason.CHARGED_TWICE, None
+        event.answer = (event.answer or {}).get("before")
+        event.save(update_fields=["state", "reason", "confirmed_at", "answer"])

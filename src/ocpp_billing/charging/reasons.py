@@ -27,5 +27,6 @@ class Reason(StrEnum):
     CHANGED_AFTER_BILLING = "changed_after_billing"
     REFUND_BY_CREDIT_NOTE = "refund_by_credit_note"
     CONFLICT_IN_LAGO = "conflict_in_lago"
+    CHARGED_TWICE = "charged_twice"
     BY_OPERATOR = "by_operator"
     CREDITED = "credited"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ocpp_billing.config import Config
 
 DEFAULT_DAYS = 31
+# So many of the last sessions are asked for, to find out what this StEvE does.
+TRIED = 5
 
 
 def add_commands(commands: Commands) -> None:
@@ -54,8 +56,11 @@ def reconcile(config: Config, args: argparse.Namespace) -> int:
 
         capabilities = from_settings(config)
         if capabilities is None:
-            latest = KnownSessions(config.steve_source).latest_ids(1)
+            latest = KnownSessions(config.steve_source).latest_ids(TRIED)
             capabilities = probe(steve, latest[0] if latest else None)
+            # One whose start cannot be read, or that is gone, may leave something unknown: others tell.
+            for known in latest[1:]:
+                capabilities = capabilities if capabilities.complete else probe(steve, known)
         code = config.lago_metric_code
         found = compare(config.steve_source, steve, capabilities, lago, code, from_, to, Progress())
         if args.json:

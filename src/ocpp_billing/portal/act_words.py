@@ -102,6 +102,10 @@ _WILL_DO_FOR_REASON: dict[tuple[Act, str], str | Promise] = {
         "Bill %(sessions)s, %(energy)s kWh, in the customer's current billing period; the original times go "
         "along."
     ),
+    (Act.CREDIT, "charged_twice"): gettext_lazy(
+        "Say that all fees but one of %(sessions)s were credited in Lago by a credit note. Nothing is sent; "
+        "%(energy)s kWh count as confirmed from now on."
+    ),
     (Act.ACCEPT, "changed_after_billing"): gettext_lazy(
         "Send the difference of %(sessions)s, %(energy)s kWh, to Lago as a correction."
     ),

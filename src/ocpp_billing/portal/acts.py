@@ -47,6 +47,7 @@ from ocpp_billing.portal.access import find_here, needs, person
 from ocpp_billing.portal.act_words import act_words, close_words, is_grave, was_done, will_do
 from ocpp_billing.portal.decision_words import in_peoples_units
 from ocpp_billing.portal.format import kwh, stamp
+from ocpp_billing.portal.inbox import read_behind
 from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.way_back import way_back
 from ocpp_billing.steve.errors import SteveError
@@ -387,9 +388,7 @@ def _show(
         "will_do": will_do(act, session.reason, named, at_stake_wh(session), evident_wh(session)),
         "state": wording.STATES[session.state],
         "reason": wording.of_reason(session.state, session.reason),
-        "says": in_peoples_units(
-            session.decisions.order_by("-id").values_list("says", flat=True).first() or ""
-        ),
+        "says": in_peoples_units(read_behind([session])[session.pk].why),
         "form": form,
         "back": back,
     }

@@ -176,6 +176,7 @@ def _suggested(
             Act.EXCLUDE,
             _("Leave %(sessions)s, %(energy)s kWh, as billed there"),
         ),
+        (None, "charged_twice"): (Act.CREDIT, _("Mark the second fees of %(sessions)s as credited")),
         (None, "refund_by_credit_note"): (Act.CREDIT, _("Mark %(energy)s kWh of %(sessions)s as credited")),
         (None, "changed_after_billing"): (
             Act.ACCEPT,
@@ -359,7 +360,7 @@ def _evidence(session: ChargingSession, behind: Behind, who: Caller) -> str:
         answered = answer.get("says") or answer.get("text") or answer.get("error")
         if answered:
             return str(without_tag(str(answered), session.id_tag_text, who))
-    return decision_says(who, behind.says, session.reason, session.id_tag_text)
+    return decision_says(who, behind.why, session.reason, session.id_tag_text)
 
 
 # -- one order about many --------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ BY_CUSTOMER = (
     "changed_after_billing",
     "refund_by_credit_note",
     "conflict_in_lago",
+    "charged_twice",
 )
 
 
@@ -56,7 +57,7 @@ class Cluster:
         key: number of the tag, Lago's external id of the customer, or the charge box; None = not known.
         name: what it is called.
         evidence_wh: of stuck sessions, what their meters last said.
-        says: what the latest decision says about one of them.
+        says: what the latest decision, or Lago about its event, says about one of them.
         sample: the number of that one.
         period_to: when the billing period of the customer ends.
     """
@@ -103,7 +104,9 @@ class Cause:
 
 # Reasons whose energy may lie in an event and not in the rest; all others never were an event, and none is
 # looked up for them: with a hundred thousand sessions that wait, looking up is what takes the time.
-_IN_EVENTS = "('refund_by_credit_note', 'late_period', 'conflict_in_lago', 'changed_after_billing')"
+_IN_EVENTS = (
+    "('refund_by_credit_note', 'late_period', 'conflict_in_lago', 'charged_twice', 'changed_after_billing')"
+)
 
 # Sessions about which a person has ordered something already, which the next run carries out.
 _ORDERED = """
@@ -162,7 +165,11 @@ WITH ordered AS MATERIALIZED ({_ORDERED}), decided AS (
 )
 SELECT p.state, p.reason, p.all_sessions, p.all_wh, p.all_evidence_wh, p.all_since, p.clusters,
     p.key, coalesce(t.text, c.name, p.key), p.sessions, p.energy_wh, p.evidence_wh,
-    coalesce((SELECT d.says FROM decision d WHERE d.session_id = p.sample ORDER BY d.id DESC LIMIT 1), ''),
+    coalesce(
+        (SELECT e.answer ->> 'says' FROM usage_event e
+         WHERE e.session_id = p.sample AND e.state = p.state AND p.state = 'held' AND e.reason = p.reason
+         ORDER BY e.n DESC LIMIT 1),
+        (SELECT d.says FROM decision d WHERE d.session_id = p.sample ORDER BY d.id DESC LIMIT 1), ''),
     p.sample,
     (SELECT min(l.period_to) FROM lago_subscription l
      WHERE l.external_customer_id = p.key AND l.status = 'active' AND l.period_to > %(now)s)
@@ -270,16 +277,31 @@ def waiting_sessions(
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What is behind a session in a list: its latest decision, who pays, and what is at stake."""
+    """What is behind a session in a list: its latest decision, who pays, and Lago's last words.
+
+    Attributes:
+        says: the latest decision.
+        customer: who pays.
+        answer: Lago's last words, or ours about them.
+        is_event_held: it waits for what Lago made of its event, not for what was decided.
+    """
 
     says: str
     customer: str | None
     answer: dict[str, Any] | None
+    is_event_held: bool = False
+
+    @property
+    def why(self) -> str:
+        """Why it waits, in words: what the decision says, or what became of the event."""
+        said = (self.answer or {}).get("says") if self.is_event_held else None
+        return str(said or self.says)
 
 
 def read_behind(sessions: Iterable[ChargingSession]) -> dict[int, Behind]:
     """Decision, payer and Lago's last words of sessions, by their number, in two queries."""
-    ids = [session.pk for session in sessions]
+    standing = {session.pk: (session.state, session.reason) for session in sessions}
+    ids = list(standing)
     decisions = {
         decision.session_id: decision
         for decision in Decision.objects.filter(session__in=ids)
@@ -301,6 +323,7 @@ def read_behind(sessions: Iterable[ChargingSession]) -> dict[int, Behind]:
             says=decision.says if decision else "",
             customer=payer.external_customer_id if payer else None,
             answer=event.answer if event else None,
+            is_event_held=event is not None and (event.state, event.reason) == standing[session_id],
         )
     return behind
 

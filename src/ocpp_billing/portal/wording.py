@@ -158,6 +158,12 @@ REASONS: dict[str, ReasonWords] = {
             _("Compare both, correct the difference in Lago by hand, then “Mark as settled by hand”."),
         ),
         ReasonWords(
+            "charged_twice",
+            _("Charged twice"),
+            _("Lago made more than one fee of one usage event: the customer pays too much."),
+            _("Write a credit note in Lago over all its fees but one, then “Mark as credited”."),
+        ),
+        ReasonWords(
             "undecided",
             _("Not decided yet"),
             _("Read from StEvE, but the rules have not looked at it yet. Nothing is lost."),

@@ -89,7 +89,7 @@ def _steve_and_ledger(
     lines: Lines, reader: SteveReader, ledger: LedgerWindow, say: Callable[[str], None]
 ) -> Iterable[Difference]:
     compared = 0
-    for piece in cut(reader.first, ledger.to, ledger.sessions_by_hour()):
+    for piece in cut(reader.first, ledger.to, ledger.sessions_by_hour(reader.first)):
         side = reader.read(piece)
         sessions = ledger.sessions(
             piece, side.stops, is_first=piece.begin == reader.first, is_last=piece.end == ledger.to

@@ -102,7 +102,11 @@ class LedgerEvent:
 
 @dataclass(frozen=True, slots=True)
 class TakenEvent:
-    """A usage event that Lago took, and by which plan it was to be charged; None where that is forgotten."""
+    """A usage event that Lago took.
+
+    ``plan_code`` is the plan that was to charge it; None where that is forgotten. ``is_credited``: a person
+    has said that what Lago charged too much for it was credited.
+    """
 
     transaction_id: str
     state: str
@@ -110,6 +114,7 @@ class TakenEvent:
     timestamp: datetime
     accepted_at: datetime | None
     plan_code: str | None
+    is_credited: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +147,17 @@ class LedgerWindow:
     to: datetime
     basis: Literal["stop", "start"]
 
-    def sessions_by_hour(self) -> dict[datetime, int]:
-        """How many sessions begin (or stop, by the basis) in each hour; hours without any are missing."""
-        return self._by_hour(_SESSIONS_BY_HOUR.format(instant=_INSTANT[self.basis], window=_STOPPED))
+    def sessions_by_hour(self, first: datetime) -> dict[datetime, int]:
+        """How many rows StEvE shows of each hour, by the basis; hours without any are missing.
+
+        By the start it shows whatever began then, whether it stopped in the window or not.
+
+        Args:
+            first: where the first piece begins: before the window where the basis is the start.
+        """
+        if self.basis == "start":
+            return dict(self._select(_STARTS_BY_HOUR, first=first))
+        return self._by_hour(_STOPS_BY_HOUR)
 
     def events_by_hour(self) -> dict[datetime, int]:
         """How many usage events are dated in each hour; hours without any are missing."""
@@ -227,9 +240,16 @@ _INSTANT = {
     "start": "coalesce(s.started_at, '-infinity')",
 }
 
-_SESSIONS_BY_HOUR = """
-SELECT date_trunc('hour', {instant}, 'UTC'), count(*) FROM charging_session s
-WHERE s.source_id = %(source)s AND s.superseded_at IS NULL AND {window} AND isfinite({instant})
+_STOPS_BY_HOUR = f"""
+SELECT date_trunc('hour', {_INSTANT["stop"]}, 'UTC'), count(*) FROM charging_session s
+WHERE s.source_id = %(source)s AND s.superseded_at IS NULL AND {_STOPPED} AND isfinite({_INSTANT["stop"]})
+GROUP BY 1
+"""
+
+_STARTS_BY_HOUR = """
+SELECT date_trunc('hour', s.started_at, 'UTC'), count(*) FROM charging_session s
+WHERE s.source_id = %(source)s AND s.superseded_at IS NULL
+  AND s.started_at >= %(first)s AND s.started_at < %(to)s
 GROUP BY 1
 """
 
@@ -277,7 +297,8 @@ ORDER BY e.id
 """
 
 _TAKEN = f"""
-SELECT e.metric_code, e.transaction_id, e.state, e.energy_wh, e.timestamp, e.accepted_at, l.plan_code
+SELECT e.metric_code, e.transaction_id, e.state, e.energy_wh, e.timestamp, e.accepted_at, l.plan_code,
+    coalesce(e.answer ->> 'outcome' = 'credited', false)
 FROM usage_event e LEFT JOIN lago_subscription l ON l.lago_id = e.lago_subscription_id
 WHERE e.source_id = %(source)s AND e.external_subscription_id = %(subscription)s
     AND e.state = ANY(%(taken)s) AND ({_IN_WINDOW} OR {_ELSEWHERE})

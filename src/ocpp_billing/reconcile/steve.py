@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
 from ocpp_billing.steve.discovery import NIGHTLY_REACH
@@ -59,7 +59,9 @@ class SteveReader:
     From 3.12 on StEvE's report of stops says exactly that. On 3.8 and 3.9 a window of stopped sessions
     compares stops, too (never one of all types, which returns the whole history there). All others compare
     starts: those are read from five weeks earlier on, so a session that lasted longer, or that began by a
-    charger's clock of 1970, is only found where the ledger knows it (:meth:`ask_for`).
+    charger's clock of 1970, is only found where the ledger knows it (:meth:`ask_for`). Where it is not known
+    which of the two a window compares (3.8 to 3.10), each piece is read from five weeks earlier on, which
+    shows all that stopped in it either way.
 
     Attributes:
         basis: the time by which pieces are told apart.
@@ -71,9 +73,11 @@ class SteveReader:
         self._steve = steve
         self._capabilities = capabilities
         self._from, self._to = from_, to
-        by_stop = capabilities.csv_report or capabilities.window_basis == "stop"
-        self.basis: Literal["stop", "start"] = "stop" if by_stop else "start"
-        self.first = from_ if by_stop else from_ - NIGHTLY_REACH
+        by_start = capabilities.window_basis == "start" and not capabilities.csv_report
+        self.basis: Literal["stop", "start"] = "start" if by_start else "stop"
+        self.first = from_ - NIGHTLY_REACH if by_start else from_
+        is_unknown = capabilities.window_basis is None and not capabilities.csv_report
+        self._earlier = NIGHTLY_REACH if is_unknown else timedelta()
         self.not_asked = 0
         self._asked_singly = 0
         self._unreadable: set[str] = set()
@@ -96,7 +100,7 @@ class SteveReader:
             shown = [stop for row in report.rows if (stop := self._of_report(row)) is not None]
         else:
             answer = self._steve.transactions(
-                type=self._capabilities.window_type, from_=piece.begin, to=piece.end
+                type=self._capabilities.window_type, from_=piece.begin - self._earlier, to=piece.end
             )
             self._set_aside(answer.malformed)
             shown = [_stop(row) for row in answer.rows]

@@ -224,7 +224,7 @@ def _fees(
         by_charge = Counter(fee.lago_charge_id for fee in of_event)
         if not of_event:
             uncharged.append(event)
-        elif max(by_charge.values()) > 1:
+        elif max(by_charge.values()) > 1 and not event.is_credited:
             yield Difference(
                 "ledger and Lago",
                 "billed_twice",
