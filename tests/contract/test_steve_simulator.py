@@ -915,6 +915,49 @@ def test_ids_leave_holes_and_start_again_after_a_restore(steve):
     assert charge(steve) == 1
 
 
+@pytest.mark.parametrize("release", ["3.7", "3.14"])
+def test_a_start_that_commits_late_shows_up_below_ids_that_were_seen_before(steve):
+    late = steve.start_transaction(BOX, 1, "TAG-A", NOW - HOUR, 0, committed=False)
+    seen = charge(steve, connector=2, start=NOW - 2 * HOUR)
+    assert (late, seen) == (1, 2)
+    queries = ("", "?type=ACTIVE", f"?transactionPk={late}", f"?chargeBoxId={BOX}&ocppIdTag=TAG-A")
+    assert [get(steve, f"/transactions{query}").ids for query in queries] == [[2], [], [], [2]]
+    assert steve.stop_transaction(late, BOX, NOW, 700) == "unknown transaction"
+    assert steve.truth() == {2: 1000}
+    steve.commit(late)
+    assert [get(steve, f"/transactions{query}").ids for query in queries] == [[2, 1], [1], [1], [2, 1]]
+    assert steve.stop_transaction(late, BOX, NOW, 700) is None
+    assert steve.truth() == {1: 700, 2: 1000}
+
+
+def test_a_start_that_is_rolled_back_leaves_a_hole(steve):
+    gone = steve.start_transaction(BOX, 1, "TAG-A", NOW - HOUR, 0, committed=False)
+    steve.roll_back(gone)
+    after = charge(steve, start=NOW - 2 * HOUR)
+    assert (after, get(steve, "/transactions").ids) == (gone + 1, [after])
+    assert [entry.transaction_id for entry in steve.ledger()] == [after]
+    for end in (steve.commit, steve.roll_back):
+        with pytest.raises(StoreError):
+            end(gone)
+
+
+def test_a_backup_lacks_what_is_not_committed_and_a_deletion_waits_for_it(steve):
+    lacking = steve.start_transaction(BOX, 1, "TAG-A", NOW - HOUR, 0, committed=False)
+    steve.snapshot()
+    steve.commit(lacking)
+    steve.restore()
+    assert get(steve, "/transactions").ids == []
+    assert [(entry.transaction_id, entry.visible) for entry in steve.ledger()] == [(lacking, False)]
+    of_tag = steve.start_transaction("CP-2", 1, "TAG-A", NOW - HOUR, 0, committed=False)
+    of_box = steve.start_transaction(BOX, 1, "TAG-B", NOW - HOUR, 0, committed=False)
+    steve.delete_tag("TAG-A")
+    steve.delete_charge_box(BOX)
+    for number in (of_tag, of_box):
+        with pytest.raises(StoreError):
+            steve.commit(number)
+    assert get(steve, "/transactions").ids == []
+
+
 def test_a_restore_needs_a_backup(steve):
     with pytest.raises(KeyError):
         steve.restore("never made")
@@ -1078,6 +1121,11 @@ def test_the_database_can_be_driven_from_another_process(steve):
     assert command(steve, "snapshot", {})[0] == 200
     assert command(steve, "skip-ids", {"count": 5})[1] == {"next_transaction_id": 26}
     assert command(steve, "inject", {"raw": {"id": 26}})[1] == {"transaction_id": 26}
+    start = {"charge_box": BOX, "connector": 1, "id_tag": "TAG-A", "at": at(NOW - HOUR), "meter_wh": 100}
+    for act, number in (("commit", 27), ("roll-back", 28)):
+        assert command(steve, "start", {**start, "committed": False, "meter_wh": number})[0] == 200
+        assert command(steve, act, {"transaction_id": number}) == (200, {"ok": True})
+    assert command(steve, "commit", {"transaction_id": 28})[0] == 409
     assert command(steve, "restore", {})[0] == 200
     assert command(steve, "state", method="GET")[1]["next_transaction_id"] == 21
     assert command(steve, "tags", {"id_tag": "KID", "parent": "TAG-A"})[0] == 200

@@ -124,20 +124,55 @@ class SteveSimulator(SimulatedServer):
 
     # -- charge points -------------------------------------------------------------------------
 
-    def begin(self, charge_box: str, connector: int, id_tag: str, at: Instant, meter_wh: int) -> StartReply:
+    def begin(
+        self,
+        charge_box: str,
+        connector: int,
+        id_tag: str,
+        at: Instant,
+        meter_wh: int,
+        *,
+        committed: bool = True,
+    ) -> StartReply:
         """A StartTransaction with StEvE's whole answer; see :meth:`CentralSystem.start`."""
         with self.lock:
-            return self.central.start(charge_box, connector, id_tag, at, meter_wh)
+            return self.central.start(charge_box, connector, id_tag, at, meter_wh, committed=committed)
 
     def start_transaction(
-        self, charge_box: str, connector: int, id_tag: str, at: Instant, meter_wh: int
+        self,
+        charge_box: str,
+        connector: int,
+        id_tag: str,
+        at: Instant,
+        meter_wh: int,
+        *,
+        committed: bool = True,
     ) -> int:
-        """A StartTransaction; the transaction id.
+        """A StartTransaction; the transaction id, which shows up only after :meth:`commit` if asked for so.
 
         Raises:
             CallError: when the start time cannot be stored.
         """
-        return self.begin(charge_box, connector, id_tag, at, meter_wh).transaction_id
+        reply = self.begin(charge_box, connector, id_tag, at, meter_wh, committed=committed)
+        return reply.transaction_id
+
+    def commit(self, transaction_id: int) -> None:
+        """A start that was not committed yet is: the API shows it from now on.
+
+        Raises:
+            UnknownTransactionError: when there is none with this id.
+        """
+        with self.lock:
+            self.store.commit(self.store.uncommitted_row(transaction_id))
+
+    def roll_back(self, transaction_id: int) -> None:
+        """A start that was not committed yet never will be: its id stays a hole in the numbering.
+
+        Raises:
+            UnknownTransactionError: when there is none with this id.
+        """
+        with self.lock:
+            self.store.roll_back(self.store.uncommitted_row(transaction_id))
 
     def meter_values(
         self, charge_box: str, connector: int, samples: Iterable[Sample], transaction_id: int | None = None

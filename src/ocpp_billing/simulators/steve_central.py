@@ -83,13 +83,24 @@ class CentralSystem:
         return "Accepted"
 
     def start(
-        self, charge_box: str, connector: int, id_tag: str, at: datetime | str | int, meter_wh: int
+        self,
+        charge_box: str,
+        connector: int,
+        id_tag: str,
+        at: datetime | str | int,
+        meter_wh: int,
+        *,
+        committed: bool = True,
     ) -> StartReply:
         """A StartTransaction.
 
         The same start again (connector, tag, time and register) gives the same id, even after the
         transaction was stopped. An unknown tag is registered as blocked. Every start uses up a tag
         number, on ≤3.12 also a connector number.
+
+        Not ``committed``: the id is given out, but the API does not show the transaction before
+        :meth:`SteveStore.commit`; later starts, with higher ids, may be seen first. The charge point hears
+        nothing until then.
 
         Raises:
             CallError: the start time cannot be stored: 1970-01-01T00:00:00 and before everywhere,
@@ -109,7 +120,8 @@ class CentralSystem:
         again = self._same_start(connector_index, id_tag, start_ms, meter_wh)
         if again is not None:
             return StartReply(store.ids[again], status)
-        row = store.insert(connector_index, store.tag_text(id_tag), start_ms, meter_wh, event_ms)
+        text = store.tag_text(id_tag)
+        row = store.insert(connector_index, text, start_ms, meter_wh, event_ms, committed=committed)
         return StartReply(store.ids[row], status)
 
     def _connector(self, charge_box: str, connector: int) -> int:

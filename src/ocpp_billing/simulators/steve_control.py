@@ -3,7 +3,8 @@
 JSON in, JSON out, loopback only. What StEvE itself refuses is a 409 with the reason.
 
 ==============================  ============================================================
-POST start                      charge_box, connector, id_tag, at, meter_wh
+POST start                      charge_box, connector, id_tag, at, meter_wh, [committed]
+POST commit, roll-back          transaction_id
 POST meter                      charge_box, connector, samples, [transaction_id]
 POST stop                       transaction_id, charge_box, at, meter_wh, [id_tag], [reason],
                                 [transaction_data], [delivered_wh]
@@ -82,6 +83,8 @@ def _reads(simulator: SteveSimulator) -> dict[str, Callable[[], Any]]:
 
 def _silent_acts(simulator: SteveSimulator) -> dict[str, Callable[[Body], None]]:
     return {
+        "commit": lambda body: simulator.commit(**body),
+        "roll-back": lambda body: simulator.roll_back(**body),
         "manual-stop": lambda body: simulator.manual_stop(**body),
         "delivered": lambda body: simulator.note_delivered(**body),
         "user": lambda body: simulator.set_user(**body),

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 UNSET: Final = -(2**63)
 """Stands for null in the integer columns."""
@@ -205,6 +205,9 @@ class SteveStore:
         self.ended = array("b")
         self.alive = array("b")
         self.alive_count = 0
+        self.uncommitted: set[int] = set()
+        """Rows that were inserted by database transactions which have not ended: nobody else sees them."""
+        self.rolled_back: set[int] = set()
         self.open_rows: set[int] = set()
         self.by_start = TimeIndex()
         self.by_stop = TimeIndex()
@@ -237,8 +240,11 @@ class SteveStore:
     # -- backup --------------------------------------------------------------------------------
 
     def snapshot(self) -> SteveStore:
-        """A backup: an independent copy."""
-        return copy.deepcopy(self)
+        """A backup: an independent copy of all that is committed."""
+        backup = copy.deepcopy(self)
+        for row in list(backup.uncommitted):
+            backup.roll_back(row)
+        return backup
 
     def restored(self, backup: SteveStore) -> SteveStore:
         """The store after this backup was played back; the truth about what is lost is kept.
@@ -274,6 +280,7 @@ class SteveStore:
         """
         box_pk, _ = self.charge_boxes.pop(collation_key(charge_box_id))
         gone = {i for i, connector in enumerate(self.connectors) if connector.charge_box_pk == box_pk}
+        self._wait_for(row for row in self.uncommitted if self.connector_of[row] in gone)
         for row in range(len(self.ids)):
             if self.connector_of[row] in gone:
                 self.remove(row)
@@ -361,6 +368,7 @@ class SteveStore:
         if any(other.parent_pk == pk for other in self.tags.values()):
             raise TagIsParentError(pk)
         texts = {index for index, owner in enumerate(self.tag_text_pks) if owner == pk}
+        self._wait_for(row for row in self.uncommitted if self.tag_text_of[row] in texts)
         for row in range(len(self.ids)):
             if self.alive[row] and self.tag_text_of[row] in texts:
                 self.remove(row)
@@ -427,8 +435,11 @@ class SteveStore:
         event_ms: int,
         *,
         transaction_id: int | None = None,
+        committed: bool = True,
     ) -> int:
         """Insert a started transaction under the next id, or a higher one; returns its row.
+
+        The id is used up at once. Not ``committed``: nobody sees the row before :meth:`commit`.
 
         Raises:
             ValueError: for an id that has been used up.
@@ -451,11 +462,35 @@ class SteveStore:
         self.reason.append(0)
         self.delivered_wh.append(UNSET)
         self.ended.append(0)
-        self.alive.append(1)
+        self.alive.append(0)
+        self.uncommitted.add(row)
+        if committed:
+            self.commit(row)
+        return row
+
+    def commit(self, row: int) -> None:
+        """The database transaction that inserted a row ends: everybody sees it from now on."""
+        self.uncommitted.remove(row)
+        self.alive[row] = 1
         self.alive_count += 1
         self.open_rows.add(row)
-        if start_ms != UNSET:
-            self.by_start.add(start_ms, row)
+        if self.start_ms[row] != UNSET:
+            self.by_start.add(self.start_ms[row], row)
+
+    def roll_back(self, row: int) -> None:
+        """It ends without having inserted anything; the id stays used up."""
+        self.uncommitted.remove(row)
+        self.rolled_back.add(row)
+
+    def uncommitted_row(self, transaction_id: int) -> int:
+        """The row of a transaction that is not committed yet.
+
+        Raises:
+            UnknownTransactionError: when there is none with this id.
+        """
+        row = next((row for row in self.uncommitted if self.ids[row] == transaction_id), None)
+        if row is None:
+            raise UnknownTransactionError(transaction_id)
         return row
 
     def set_stop(
@@ -477,6 +512,11 @@ class SteveStore:
         if reason not in self.reasons:
             self.reasons.append(reason)
         return self.reasons.index(reason)
+
+    def _wait_for(self, rows: Iterable[int]) -> None:
+        """What is deleted by cascade is locked by those who insert it: they commit first."""
+        for row in list(rows):
+            self.commit(row)
 
     def remove(self, row: int) -> None:
         """Delete a transaction; the truth about it stays in the ledger."""
@@ -546,6 +586,8 @@ class SteveStore:
         """Every transaction that ever was, with what was really delivered."""
         yield from self.lost
         for row in range(len(self.ids)):
+            if row in self.uncommitted or row in self.rolled_back:
+                continue
             connector = self.connectors[self.connector_of[row]]
             yield LedgerEntry(
                 transaction_id=self.ids[row],
