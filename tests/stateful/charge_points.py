@@ -103,11 +103,13 @@ class ChargePoint:
     Attributes:
         clock_error: what its clock is ahead of the right time.
         online: whether StEvE hears it; else its messages wait, in order.
+        unanswered: a charge whose start StEvE has not committed yet, and its id; what follows waits.
     """
 
     name: str
     clock_error: timedelta = timedelta()
     online: bool = True
+    unanswered: tuple[Charge, int] | None = None
     registers_wh: dict[int, int] = field(default_factory=dict)
     running: dict[int, Charge] = field(default_factory=dict)
     waiting: list[Callable[[], None]] = field(default_factory=list)
@@ -137,8 +139,11 @@ class ChargePoints:
 
     # -- cars ------------------------------------------------------------------------------------------
 
-    def begin(self, box_name: str, connector: int, id_tag: str) -> Charge:
-        """A car is plugged in. One that was still there has left, and nobody was told."""
+    def begin(self, box_name: str, connector: int, id_tag: str, *, slowly: bool = False) -> Charge:
+        """A car is plugged in. One that was still there has left, and nobody was told.
+
+        ``slowly``: StEvE gives an id to the start, but commits it only with :meth:`commit`.
+        """
         box = self.box(box_name)
         if connector in box.running:
             self.end(box.running[connector], told=False)
@@ -152,7 +157,7 @@ class ChargePoints:
         )
         box.running[connector] = charge
         self.charges.append(charge)
-        self._say(box, lambda: self._tell_start(charge))
+        self._say(box, lambda: self._tell_start(charge, slowly=slowly))
         return charge
 
     def deliver(self, charge: Charge, energy_wh: int) -> None:
@@ -218,9 +223,7 @@ class ChargePoints:
         """What waited is said, in order."""
         box = self.box(box_name)
         box.online = True
-        waiting, box.waiting = box.waiting, []
-        for message in waiting:
-            message()
+        self._say_on(box)
 
     def set_clock(self, box_name: str, error: timedelta | Literal["reset"]) -> None:
         """Its clock goes wrong, or right again (no error); ``reset``: it begins in 1970."""
@@ -245,6 +248,9 @@ class ChargePoints:
 
     def delete_tag(self, id_tag: str) -> None:
         """An operator deletes a tag: StEvE forgets every transaction of it."""
+        for box in self.unanswered():  # StEvE's database lets the deletion wait for what it would delete
+            if box.unanswered is not None and box.unanswered[0].id_tag.casefold() == id_tag.casefold():
+                self.commit(box)
         self._steve.delete_tag(id_tag)
         for charge in self.charges:
             if charge.id_tag.casefold() == id_tag.casefold():
@@ -257,20 +263,48 @@ class ChargePoints:
         known = [charge for charge in self.charges if charge.steve_id is not None]
         return iter(sorted(known, key=lambda charge: charge.steve_id or 0))
 
-    def _say(self, box: ChargePoint, message: Callable[[], None]) -> None:
-        if box.online:
-            message()
-        else:
-            box.waiting.append(message)
+    def unanswered(self) -> list[ChargePoint]:
+        """Charge points that wait for an answer to a start."""
+        return [box for box in self.boxes.values() if box.unanswered is not None]
 
-    def _tell_start(self, charge: Charge) -> None:
+    def commit(self, box: ChargePoint) -> None:
+        """StEvE commits a start and answers; the charge point goes on."""
+        assert box.unanswered is not None
+        charge, number = box.unanswered
+        box.unanswered = None
+        self._steve.commit(number)
+        self._answer_start(charge, number)
+        self._say_on(box)
+
+    def _say(self, box: ChargePoint, message: Callable[[], None]) -> None:
+        box.waiting.append(message)
+        self._say_on(box)
+
+    def _say_on(self, box: ChargePoint) -> None:
+        """Charge points say one thing at a time."""
+        while box.waiting and box.online and box.unanswered is None:
+            box.waiting.pop(0)()
+
+    def _tell_start(self, charge: Charge, *, slowly: bool) -> None:
         try:
-            charge.steve_id = self._steve.start_transaction(
-                charge.box, charge.connector, charge.id_tag, charge.said_start_at, charge.start_wh
+            number = self._steve.start_transaction(
+                charge.box,
+                charge.connector,
+                charge.id_tag,
+                charge.said_start_at,
+                charge.start_wh,
+                committed=not slowly,
             )
         except CallError as error:
             charge.refused.append(str(error))
             return
+        if self._steve.store.row_of(number) is None:
+            self.box(charge.box).unanswered = charge, number
+        else:
+            self._answer_start(charge, number)
+
+    def _answer_start(self, charge: Charge, number: int) -> None:
+        charge.steve_id = number
         charge.visible = True
         self._note(charge)
 

@@ -115,11 +115,20 @@ class EveryWattHour(RuleBasedStateMachine):
     # -- cars and charge points ------------------------------------------------------------------------
 
     @rule(
-        box=boxes, connector=st.integers(1, 2), tag=tags, spelled=st.sampled_from(["upper", "lower", "title"])
+        box=boxes,
+        connector=st.integers(1, 2),
+        tag=tags,
+        spelled=st.sampled_from(["upper", "lower", "title"]),
+        slowly=st.sampled_from([False] * 5 + [True]),
     )
-    def a_car_comes(self, box, connector, tag, spelled):
+    def a_car_comes(self, box, connector, tag, spelled, slowly):
         self.pass_time()
-        self.points.begin(box, connector, getattr(tag, spelled)())
+        self.points.begin(box, connector, getattr(tag, spelled)(), slowly=slowly)
+
+    @precondition(lambda self: self.points.unanswered())
+    @rule(number=picks)
+    def a_start_is_committed(self, number):
+        self.points.commit(self.pick(self.points.unanswered(), number))
 
     @precondition(running)
     @rule(number=picks, energy_wh=energies_wh, pause=pauses, in_kwh=st.none() | st.booleans())
@@ -342,6 +351,8 @@ class EveryWattHour(RuleBasedStateMachine):
         """Everything that is still to be said is said, and a month passes in which nothing else happens."""
         for box in self.points.boxes:
             self.points.come_online(box)
+        while unanswered := self.points.unanswered():
+            self.points.commit(unanswered[0])
         self.sync()
         for days in (2, 31, 1):
             night = (self.world.clock.now() + timedelta(days=days)).replace(hour=3, minute=0)

@@ -15,6 +15,7 @@ import pytest
 
 from ocpp_billing.billing import control
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.simulators.steve import StoreError
 from ocpp_billing.steve.wire import fingerprint
 from ocpp_billing.sync.clients import steve_client
 from ocpp_billing.sync.journal import RunJournal, begin_run
@@ -41,6 +42,7 @@ class Days:
         self.world, self.steve, self.draw = world, steve, random.Random(seed)
         self.running: list[tuple[int, str]] = []
         self.running_then: list[tuple[int, str]] = []
+        self.uncommitted: list[tuple[int, str]] = []
         self.ever: set[tuple[int, bytes]] = set()
         for number in range(12):
             world.session(TAGS[number % 3], BOXES[number % 2], start=timedelta(hours=30 - 2 * number))
@@ -48,6 +50,7 @@ class Days:
         self.back_up()
         self.acts = {
             self.start: 6, self.stop: 5, self.whole: 4, self.watch: 6, self.read: 4,
+            self.start_slowly: 2, self.commit: 2,
             self.back_up: 2, self.play_back: 2, self.delete_tag: 0.3, self.wait: 1,
         }  # fmt: skip
 
@@ -56,6 +59,8 @@ class Days:
             self.world.clock.advance(SHORT)
             act()
             self.look_after()
+        while self.uncommitted:
+            self.commit()
         for _ in range(3):
             self.world.clock.advance(timedelta(days=1))
             last = self.read()
@@ -66,6 +71,20 @@ class Days:
         box = self.draw.choice(BOXES)
         number = self.world.start(self.draw.choice(TAGS), box, at=timedelta(minutes=1))
         self.running.append((number, box))
+
+    def start_slowly(self) -> None:
+        """An id is given out, but the session shows up later."""
+        box, begun_at = self.draw.choice(BOXES), self.world.clock.now() - timedelta(minutes=1)
+        tag, register = self.draw.choice(TAGS), self.draw.randrange(1_000)
+        number = self.world.steve.start_transaction(box, 2, tag, begun_at, register, committed=False)
+        self.uncommitted.append((number, box))
+
+    def commit(self) -> None:
+        if self.uncommitted:
+            number, box = self.uncommitted.pop(self.draw.randrange(len(self.uncommitted)))
+            with suppress(StoreError):  # it went with its tag
+                self.world.steve.commit(number)
+                self.running.append((number, box))
 
     def stop(self) -> None:
         if self.running:
@@ -100,6 +119,7 @@ class Days:
 
     def play_back(self) -> None:
         self.world.steve.restore()
+        self.uncommitted.clear()
         self.running = [*self.running_then]
 
     def delete_tag(self) -> None:

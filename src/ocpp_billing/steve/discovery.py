@@ -4,7 +4,8 @@ Ids grow in the order of arrival; timestamps are the chargers' own and do not. S
 id: what was open is read again by id until it stops, and the ids above the highest one are probed. Holes
 in the numbering, which may be tens of thousands wide, are crossed by what StEvE shows as active and by
 a window of time; they are never probed one by one. What makes StEvE read its whole history (the active
-list, windows, tags) is paced by its own measured duration.
+list, windows, tags) is paced by its own measured duration. Ids in new gaps are asked for again for a while:
+a lower one may show up after a higher one (:mod:`ocpp_billing.steve.unseen`).
 
 A cycle in which nothing has happened makes at most four calls (:mod:`ocpp_billing.steve.idle`), and none
 that takes long before all that earlier cycles took has been made up for. Beyond the four go what follows
@@ -34,6 +35,7 @@ from ocpp_billing.steve.idle import (
     plan_calls,
     portion,
 )
+from ocpp_billing.steve.unseen import after_answer, first_ids, with_noticed
 from ocpp_billing.steve.wire import TransactionsAnswer
 
 if TYPE_CHECKING:
@@ -75,6 +77,12 @@ WATCHED_SINGLES = 2
 EDGE_SINGLES = 2
 RECHECKED_SINGLES = 2
 GAP_SINGLES = 50
+# Ids in gaps that are kept to be asked for again; and how many of them one call carries beside the last known
+# ids, as many next ones, and as many that are gone.
+MOST_UNSEEN = 1_000
+UNSEEN_ALONG = MOST_IDS_PER_CALL - IDENTITY_SAMPLE - 2 * LOOK_AHEAD
+# Below the highest id of the history, what was not shown may be late where a call carries one id only.
+LATE_SINGLES = 10
 # Reading again: from this time of the organisation's night on.
 NIGHT_BEGINS = timedelta(hours=2)
 NIGHTLY_REACH = timedelta(days=35)
@@ -155,7 +163,9 @@ class Discovery:
             self._backfill()
         self._calls_before, self._charged_s = self.client.calls, self.client.busy_s
         highest = self.known.highest_id()
-        self.progress.setdefault("crossed_to", highest)
+        may_be_late = LOOK_AHEAD if self.capabilities.id_lists else LATE_SINGLES
+        self.progress.setdefault("crossed_to", max(highest - may_be_late, 0))
+        self._forget_seen(highest)
         is_rested = self._is_rested()
         if self.capabilities.id_lists:
             self._ask_lists(highest, is_rested=is_rested)
@@ -177,10 +187,12 @@ class Discovery:
             return
         open_ids = self.known.open_ids(stuck=False)
         if self.capabilities.id_lists:
-            size = MOST_IDS_PER_CALL - LOOK_AHEAD
+            unseen = self._unseen_ids(UNSEEN_ALONG) if "unseen" in self.progress else []
+            others = [*unseen, *self._next_ids(LOOK_AHEAD)]
+            size = MOST_IDS_PER_CALL - len(others)
             if len(open_ids) > size:
                 open_ids = self._next_portion("watched_after", open_ids, size)
-            self._ask(open_ids + self._next_ids(LOOK_AHEAD))
+            self._ask(open_ids + others)
         elif len(open_ids) <= WATCHED_SINGLES:
             self._ask(open_ids + self._next_ids(1))
         else:
@@ -214,14 +226,15 @@ class Discovery:
         return list(range(highest + 1, highest + 1 + number))
 
     def _ask_lists(self, highest: int, *, is_rested: bool) -> None:
-        """The last known ids, open sessions and the next ids: one call, where more are open a few.
+        """The last known ids, open sessions, the next ids and those in new gaps: one call, or a few.
 
         Where very many are open, the active list shows in one call which of them are not any more; while
         it rests, they are asked for in turn.
         """
         latest = self.known.latest_ids(IDENTITY_SAMPLE)
         others = [number for number in self.known.open_ids(stuck=False) if number not in latest]
-        probes = [*self.known.vanished_at_the_end(LOOK_AHEAD), *self._next_ids(LOOK_AHEAD)]
+        unseen = first_ids(self.progress["unseen"], UNSEEN_ALONG)
+        probes = [*self.known.vanished_at_the_end(LOOK_AHEAD), *unseen, *self._next_ids(LOOK_AHEAD)]
         always = len(latest) + len(probes)
         calls = -(-(always + len(others)) // MOST_IDS_PER_CALL)
         by_active_list = calls > MOST_CALLS_BY_ID and is_rested and self._is_due("active")
@@ -312,7 +325,7 @@ class Discovery:
         noted: tuple[tuple[str, Light], ...] = (
             ("next", "next"),
             ("vanished", "vanished"),
-            ("edges", "edges_asked"),
+            ("unseen", "unseen_asked"),
             ("evidence", "evidence_again"),
         )
         for name, key in noted:
@@ -331,8 +344,8 @@ class Discovery:
             rare.append(Wish("vanished", self._last("vanished"), VANISHED_EVERY))
         if is_rested and self._tags_are_old():
             rare.append(Wish("tags", self._last("tags"), TAGS_EVERY))
-        if self.progress.get("edges"):
-            rare.append(Wish("edges", self._last("edges_asked")))
+        if len(self.progress["unseen"]) > (UNSEEN_ALONG if self.capabilities.id_lists else 0):
+            rare.append(Wish("unseen", self._last("unseen_asked")))
         if is_rested and self.capabilities.details:
             # What was never looked at again was looked at when the history was read.
             last = self._last("evidence_again") or self._instant("backfilled_at")
@@ -393,6 +406,8 @@ class Discovery:
         """Record the answer to a question for ids. Returns how many of them StEvE showed."""
         missing = set(asked) - {row.steve_id for row in answer.rows}
         missing -= {row.steve_id for row in answer.malformed if row.steve_id is not None}
+        if unseen := self.progress.get("unseen"):
+            self.progress["unseen"] = after_answer(unseen, asked, set(asked) - missing, clock.now())
         gone = sorted(self.known.still_there(sorted(missing))) if missing else []
         self._record(answer, gone=gone)
         return len(answer.rows) + len(answer.malformed)
@@ -488,7 +503,7 @@ class Discovery:
         By this cycle, by the watch, or by a cycle that was cut off. A narrow gap is asked for whole. Of a
         wide one only the edges are, as many as this cycle's calls allow and the others in the next ones:
         chargers that were offline put their sessions right after the last one and right before the next; the
-        nightly reads do the rest.
+        nightly reads do the rest. What is not shown now is asked for again: it may only be late.
 
         Args:
             highest: the highest id when this cycle began.
@@ -513,26 +528,37 @@ class Discovery:
                 "gap in the numbering", action="discover.gap", low=gap.low, high=gap.high, asked=len(ids)
             )
         self.progress["crossed_to"] = found
-        self.progress["edges"] = [*narrow, *self.progress.get("edges", ()), *edges]
-        self._ask_waiting(len(narrow))
+        most = MOST_UNSEEN if self.capabilities.id_lists else GAP_SINGLES
+        noticed = [*narrow, *edges]
+        self.progress["unseen"] = with_noticed(self.progress["unseen"], noticed, clock.now(), most=most)
+        self._ask(narrow)
         if edges:
             tags = "tags" in self.planned or self.known.unknown_tags()
-            self._ask_edges(MOST_CALLS_AT_A_HOLE - (self.client.calls - self._calls_before) - tags)
-        elif "edges" in self.planned:
+            self._ask_unseen(MOST_CALLS_AT_A_HOLE - (self.client.calls - self._calls_before) - tags)
+        elif "unseen" in self.planned:
             calls, self.spare_calls = 1 + self.spare_calls, 0
-            self._ask_edges(calls)
+            self._ask_unseen(calls)
         return bool(edges)
 
-    def _ask_edges(self, calls: int) -> None:
-        """Ids at the edges of wide gaps, as many as so many calls carry; the others wait."""
-        self._ask_waiting(calls * (MOST_IDS_PER_CALL if self.capabilities.id_lists else 1))
+    def _ask_unseen(self, calls: int) -> None:
+        """Ids in new gaps, as many as so many calls carry; the others wait, those of a failed call, too."""
+        ids_per_call = MOST_IDS_PER_CALL if self.capabilities.id_lists else 1
+        self._ask(first_ids(self.progress["unseen"], calls * ids_per_call))
 
-    def _ask_waiting(self, number: int) -> None:
-        """So many of the ids that wait, each until its answer is recorded: a call that fails drops none."""
-        for batch in self._batches(self.progress["edges"][: max(number, 0)]):
-            answer = self.client.transactions(ids=batch)
-            self.progress["edges"] = self.progress["edges"][len(batch) :]
-            self._take(batch, answer)
+    def _unseen_ids(self, number: int) -> list[int]:
+        """So many ids in new gaps that the ledger does not have, for the watch, which notes nothing down."""
+        crossed_to, highest = int(self.progress["crossed_to"]), self.known.highest_id()
+        gaps = self.known.gaps(crossed_to + 1, highest) if highest > crossed_to else ()
+        waiting = [each for each, _ in self.progress["unseen"]]
+        seen = self.known.fingerprints(waiting) if waiting else {}
+        ids = [each for gap in gaps for each in self._worth_asking(gap)]
+        return [*ids, *(each for each in waiting if each not in seen)][:number]
+
+    def _forget_seen(self, highest: int) -> None:
+        """Of ids in new gaps, drop what has come otherwise, and what a rewind has put above all others."""
+        unseen = self.progress.get("unseen", [])
+        seen = self.known.fingerprints([number for number, _ in unseen]) if unseen else {}
+        self.progress["unseen"] = [each for each in unseen if each[0] <= highest and each[0] not in seen]
 
     def _worth_asking(self, gap: Gap) -> list[int]:
         """All of a narrow gap; of a wide one the ids nearest to its edges, the nearest ones first."""
@@ -680,5 +706,5 @@ class Discovery:
             ids = [
                 number for gap in gaps if gap.width <= GAP_SINGLES for number in range(gap.low, gap.high + 1)
             ]
-            ids = ids[:GAP_SINGLES]
+            ids = ids[-GAP_SINGLES:]
         self._ask(ids)

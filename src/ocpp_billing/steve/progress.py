@@ -5,10 +5,13 @@ Instants are ISO 8601 with an offset. What is not there has not happened yet.
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from ocpp_billing.steve.unseen import Queue
 
 # What is asked now and then, by the key under which it is noted when that was.
-Light = Literal["next", "vanished", "edges_asked", "evidence_again"]
+Light = Literal["next", "vanished", "unseen_asked", "evidence_again"]
 Asked = Light | Literal["active", "window", "tags"]
 # Reads of a long time in windows, each of which goes on where it was cut off.
 LongRead = Literal["backfill", "complete", "nightly"]
@@ -59,8 +62,8 @@ class ReadingProgress(TypedDict, total=False):
         evidence: meter values.
         evidence_again: those that were read before.
         details_failed: transactions (by id) whose meter values could not be read, and when.
-        edges: ids at the edges of gaps that wait to be asked for.
-        edges_asked: when some were.
+        unseen: ids in new gaps that are asked for (again), see :mod:`ocpp_billing.steve.unseen`.
+        unseen_asked: when calls were last made for them alone.
         crossed_to: gaps up to this id were crossed.
         gaps_after: where the nightly round over all gaps has come.
         recheck_after: the same for stops that may still change.
@@ -88,8 +91,8 @@ class ReadingProgress(TypedDict, total=False):
     evidence: PacedCall
     evidence_again: Call
     details_failed: dict[str, str]
-    edges: list[int]
-    edges_asked: Call
+    unseen: Queue
+    unseen_asked: Call
     crossed_to: int
     gaps_after: int
     recheck_after: int
