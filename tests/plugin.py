@@ -48,7 +48,8 @@ def start_database(config: pytest.Config) -> str:
     folder = Path(tempfile.mkdtemp(prefix="ocpp-billing-tests-"))
     if os.geteuid() == 0:
         folder.chmod(0o711)  # the user who runs the server for root has to get in
-    postgres = EmbeddedPostgres(folder, settings=SETTINGS)
+    programs = os.environ.get("OCPP_BILLING_PG_BIN")
+    postgres = EmbeddedPostgres(folder, settings=SETTINGS, binaries_dir=Path(programs) if programs else None)
 
     def remove() -> None:
         postgres.stop()

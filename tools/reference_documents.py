@@ -30,11 +30,11 @@ Answers go to standard output, everything else (progress, logs, errors) to stand
 
 | code | meaning |
 |---|---|
-| 0 | done; for `doctor` and `reconcile`: nothing is wrong |
+| 0 | done; for `doctor` and `reconcile`: nothing is wrong; for what serves (`up`, `web`, `worker`, `demo`, `simulate`): told to end by Ctrl-C or SIGTERM, and ended in order |
 | 1 | failed, or refused; for `doctor` and `reconcile`: something is wrong |
-| 2 | wrong usage or malformed settings |
+| 2 | wrong usage: an argument or a setting that the command needs is missing, malformed, or does not go with another; nothing was done (`doctor` tells of settings as it tells of everything, with 1) |
 | 3 | a synchronization or an import that left something: a malformed row, a rejected event, a line with an error |
-| 130 | ended by Ctrl-C |
+| 130 | ended by Ctrl-C before it was done |
 
 Where a date is asked for, `2026-12-01` means 00:00 in `SYNC_TIMEZONE`; a date-time may have an offset. Commands
 that change something which cannot be undone show it first and ask; `--yes` answers for scripts.

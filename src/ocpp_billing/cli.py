@@ -1,6 +1,7 @@
 """The command line: ``ocpp-billing``. Each command is in a module of :mod:`ocpp_billing.commands`.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 a synchronization that left something.
+Exit codes: 0 done, 1 failed or refused, 2 wrong usage or settings, 3 a synchronization or an import that left
+something, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from ocpp_billing import __version__
-from ocpp_billing.commands.ground import FAILED, USAGE, CommandError, Commands, note
+from ocpp_billing.commands.ground import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    CommandError,
+    Commands,
+    UsageError,
+    note,
+    prepare_streams,
+    refuse_what_is_no_text,
+)
 from ocpp_billing.config import Config, ConfigError, load_config
 from ocpp_billing.embedded.postgres import EmbeddedPostgresError
 from ocpp_billing.log import configure_logging
@@ -67,15 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command; every error that an operator can mend is one sentence, not a traceback."""
-    args = build_parser().parse_args(arguments)
+    prepare_streams()
+    args = _parsed(arguments)
     try:
+        refuse_what_is_no_text(args)
         config = load_config()
         configure_logging(level=_log_level(config, args), json_lines=config.log_format == "json")
         code: int = args.function(config, args)
-        sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read has seen enough (``... | head``); what is left must not be tried again at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _answer_no_more()  # whoever read has seen enough (``... | head``)
         return FAILED
     except ConfigError as error:
         if hasattr(args, "misconfigured"):
@@ -85,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except (CommandError, EmbeddedPostgresError, SchemaError) as error:
         note(str(error))
-        return FAILED
+        return USAGE if isinstance(error, UsageError) else FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         sentence = _understood(error)
         if sentence is None:
@@ -95,6 +106,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(sentence)
         return FAILED
     return code
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What is to be done; ``--help`` and the like are answered and end here."""
+    try:
+        return build_parser().parse_args(arguments)
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _answer_no_more()
+        raise
+
+
+def _answer_no_more() -> None:
+    """What is left to be written must not be tried again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _log_level(config: Config, args: argparse.Namespace) -> str:
@@ -105,8 +133,13 @@ def _log_level(config: Config, args: argparse.Namespace) -> str:
 
 
 def _understood(error: Exception) -> str | None:
-    """The sentence for errors whose classes can only be imported once Django is there."""
-    from django.db import DatabaseError
+    """The sentence for errors that an operator can mend; most of their classes need Django to be set up."""
+    from django.apps import apps
+
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}." if error.filename else None
+    if not apps.models_ready:
+        return None
 
     from ocpp_billing.billing.closing import ClosingError
     from ocpp_billing.billing.control import ControlError
@@ -130,8 +163,6 @@ def _understood(error: Exception) -> str | None:
             f"The database cannot be used: {first_line(error)}. Check DATABASE_URL, and that PostgreSQL runs:"
             " why the embedded one does not is in the log of ocpp-billing up."
         )
-    if isinstance(error, OSError) and error.filename and not isinstance(error, DatabaseError):
-        return f"{error.filename}: {error.strerror}."
     return None
 
 

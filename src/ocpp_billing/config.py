@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from decimal import Decimal
@@ -451,6 +452,11 @@ def _help(name: str) -> str:
     return str(Config.__dataclass_fields__[name.lower()].metadata["help"])
 
 
+def is_text(value: str) -> bool:
+    """Whether a text of the environment or the command line was one in the encoding that counts here."""
+    return not re.search("[\ud800-\udfff]", value)
+
+
 def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment, and below it the file ``.env``.
 
@@ -463,9 +469,9 @@ def read_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]
     env = dict(os.environ if environ is None else environ)
     named = env.get("OCPP_BILLING_ENV_FILE")
     path = ".env" if named is None else named
-    if not path or (named is None and not Path(path).is_file()):
-        return env
     try:
+        if not path or (named is None and not Path(path).is_file()):
+            return env
         with Path(path).open(encoding="utf-8") as file:
             from_file = dotenv_values(stream=file)
     except (OSError, UnicodeDecodeError) as error:
@@ -489,6 +495,9 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         name = field.name.upper()
         text = env.get(name, "").strip()
         if not text:
+            continue
+        if not is_text(text):
+            problems.append(f"{name} is no text in {sys.getfilesystemencoding()}.")
             continue
         try:
             values[field.name] = field.metadata["check"](text)

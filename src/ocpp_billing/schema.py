@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OUTDATED, NEWER = "schema_outdated", "schema_newer"
 # Any number that nobody else uses in this database.
@@ -54,11 +57,12 @@ def find_schema_error() -> SchemaError | None:
     return None
 
 
-def bring_up_to_date(*, verbosity: int) -> None:
+def bring_up_to_date(*, verbosity: int, notice: Callable[[str], None] | None = None) -> None:
     """Bring the schema up to date; of several processes that do so at once, each waits for the one before.
 
     Args:
         verbosity: as of Django's command; 0 says nothing.
+        notice: is told when there is one to wait for.
 
     Raises:
         SchemaError: when it is the one of a newer version.
@@ -68,7 +72,11 @@ def bring_up_to_date(*, verbosity: int) -> None:
 
     with connection.cursor() as cursor:
         # Asked again and again: whoever waits in PostgreSQL would keep indexes from being built concurrently.
+        waits = False
         while not _is_locked(cursor):
+            if not waits and notice is not None:
+                notice("Another process brings the database's schema up to date: waiting until it is done.")
+            waits = True
             time.sleep(LOCK_TRIED_EVERY_S)
         try:
             error = find_schema_error()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import psycopg
 import pytest
 from django.db import OperationalError
 from django.db.migrations.recorder import MigrationRecorder
@@ -14,8 +15,9 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.balance import prove_balance
 from ocpp_billing.embedded.database import set_up_schema
 from ocpp_billing.portal import monitoring
-from ocpp_billing.schema import SchemaError, bring_up_to_date
+from ocpp_billing.schema import MIGRATION_LOCK, SchemaError, bring_up_to_date
 from ocpp_billing.sync.models import SyncStep
+from tests.engine.processes import test_database_url
 from tests.portal import ledger
 
 pytestmark = pytest.mark.django_db
@@ -132,9 +134,22 @@ def test_nothing_starts_on_the_schema_of_a_newer_version_nor_changes_it(client):
     MigrationRecorder.Migration.objects.create(app="billing", name="9999_of_the_future")
 
     with pytest.raises(SchemaError, match="restore the backup"):
-        set_up_schema(embedded=True)
+        set_up_schema(embedded=True, notice=pytest.fail)
     with pytest.raises(SchemaError, match="restore the backup"):
         bring_up_to_date(verbosity=0)
+
+
+def test_whoever_waits_for_another_that_brings_the_schema_up_to_date_says_so(client):
+    said = []
+    with psycopg.connect(test_database_url(), autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
+
+        def hear(sentence):
+            said.append(sentence)
+            other.execute("SELECT pg_advisory_unlock(%s)", [MIGRATION_LOCK])
+
+        bring_up_to_date(verbosity=0, notice=hear)
+    assert said == ["Another process brings the database's schema up to date: waiting until it is done."]
 
 
 def test_not_ready_while_the_database_is_away(client, monkeypatch):

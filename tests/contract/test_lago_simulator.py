@@ -1463,6 +1463,8 @@ def test_every_stored_event_is_counted_once_or_has_a_reason(start, store):
 def test_an_unknown_store_and_an_unknown_subscription_are_errors():
     with pytest.raises(ValueError, match="no store 'mysql'"):
         LagoSimulator("mysql")
+    with pytest.raises(ValueError, match=r"'latest' is no version of Lago such as 1\.47\.0"):
+        LagoSimulator(version="latest")
     simulator = LagoSimulator()
     with pytest.raises(KeyError, match="no active subscription"):
         simulator.terminate("sub")
@@ -1489,7 +1491,7 @@ def test_the_command_serves_until_it_is_told_to_end():
             [*command, "--port", str(port)], capture_output=True, text=True, check=False, timeout=30
         )
         assert taken.returncode == 1
-        assert "Choose another --port" in taken.stderr
+        assert "Choose another with --port" in taken.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
         assert process.stderr.read() == ""

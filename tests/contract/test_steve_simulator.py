@@ -1204,7 +1204,7 @@ def test_the_command_says_in_one_line_why_it_cannot_begin(capsys, arguments, mes
 
     parser = argparse.ArgumentParser()
     configure(parser)
-    assert run(parser.parse_args(arguments)) == 1
+    assert run(parser.parse_args(arguments)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -1,6 +1,8 @@
 """The server lives and dies with its owner, for root and for an ordinary user."""
 
+import dataclasses
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -12,11 +14,14 @@ from urllib.parse import parse_qs, urlsplit
 import psycopg
 import pytest
 
+from ocpp_billing.embedded import lock as lock_module
 from ocpp_billing.embedded import serverfiles
+from ocpp_billing.embedded.lock import Holder, OwnerLock
 from ocpp_billing.embedded.postgres import (
     AlreadyRunningError,
     EmbeddedPostgres,
     StartFailedError,
+    UnsupportedError,
     running_url,
 )
 from ocpp_billing.embedded.postmaster import postmaster_status
@@ -95,6 +100,21 @@ def test_a_second_start_on_the_same_folder_names_the_owner(somebody: Somebody, f
     assert second.answer["error"] == "AlreadyRunningError"
     assert f"already run by process {owner.process.pid}." in second.answer["message"]
     assert ask(owner.answer["url"], "SELECT 1") == 1
+
+
+def test_a_second_start_while_the_first_still_starts_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "_WAIT_S", 0)
+    first = OwnerLock(tmp_path / "postgres.lock")
+    first.acquire()
+    says = f"just being started by process {os.getpid()}. Repeat this when it runs"
+    with pytest.raises(AlreadyRunningError, match=re.escape(says)):
+        OwnerLock(tmp_path / "postgres.lock").acquire()
+    first.publish(Holder(4_711, "postgresql://somewhere"))
+    with pytest.raises(AlreadyRunningError, match=r"already run by process 4711\. Use that one, stop it"):
+        OwnerLock(tmp_path / "postgres.lock").acquire()
+    first.release()
 
 
 def test_a_second_start_in_the_same_process_is_refused_as_well(data: Path) -> None:
@@ -375,3 +395,35 @@ def test_variables_meant_for_other_servers_do_not_matter(data: Path, monkeypatch
         monkeypatch.setenv(name, value)
     with EmbeddedPostgres(data, settings=FAST) as postgres:
         assert ask(postgres.url, "SHOW TimeZone") == "UTC"
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "told"),
+    [
+        ("subprocess.Popen", OSError(11, "Resource temporarily unavailable"), UnsupportedError),
+        ("threading.Thread.start", RuntimeError("can't start new thread"), UnsupportedError),
+        ("subprocess.Popen", MemoryError("no memory"), MemoryError),
+    ],
+)
+def test_a_program_that_cannot_be_started_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, broken: str, error: Exception, told: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(broken, fail)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(told, match=re.escape(str(error))):
+        Child(["/bin/true"], ordinary_user())
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_the_end_of_a_program_is_noticed_where_the_kernel_reaps_by_itself() -> None:
+    """A parent may have left SIGCHLD ignored to us."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        child = Child(["/bin/true"], dataclasses.replace(ordinary_user(), drop=False))
+        assert child.wait(10) == 0
+        child.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -14,10 +14,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from ocpp_billing.config import Config
 from ocpp_billing.embedded import binaries as binaries_module
 from ocpp_billing.embedded import place as place_module
 from ocpp_billing.embedded import postgres as postgres_module
 from ocpp_billing.embedded.binaries import Binaries, copy_binaries, find_binaries
+from ocpp_billing.embedded.database import binaries_dir_of, data_dir_of
 from ocpp_billing.embedded.postgres import (
     DataFolderError,
     EmbeddedPostgres,
@@ -46,9 +48,16 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 # -- the default folder ------------------------------------------------------------------------
 
 
-def test_the_data_folder_is_the_one_that_was_set() -> None:
-    assert default_data_dir({"OCPP_BILLING_DATA_DIR": "/srv/ocpp"}) == Path("/srv/ocpp")
-    assert default_data_dir({"OCPP_BILLING_DATA_DIR": "ocpp"}) == Path.cwd() / "ocpp"
+def test_the_data_folder_is_the_one_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/op")
+    for chosen, found in (
+        ("/srv/ocpp", Path("/srv/ocpp")),
+        ("ocpp", Path.cwd() / "ocpp"),
+        ("~/ocpp", Path("/home/op/ocpp")),
+    ):
+        assert data_dir_of(Config(ocpp_billing_data_dir=chosen)) == found
+    with pytest.raises(DataFolderError, match=r"OCPP_BILLING_DATA_DIR is '~nobody-at-all/data', and that"):
+        data_dir_of(Config(ocpp_billing_data_dir="~nobody-at-all/data"))
 
 
 def test_else_it_is_where_the_user_keeps_application_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +292,8 @@ def test_the_programs_of_the_wheel_are_found_without_importing_it() -> None:
 
 
 def test_other_programs_can_be_chosen(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OCPP_BILLING_PG_BIN", str(find_binaries().folder))
-    chosen = EmbeddedPostgres(data, settings=FAST)
+    programs = binaries_dir_of(Config(ocpp_billing_pg_bin=str(find_binaries().folder)))
+    chosen = EmbeddedPostgres(data, settings=FAST, binaries_dir=programs)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert works(chosen)
 
@@ -308,7 +317,6 @@ def test_a_wrong_choice_of_programs_is_named(folder: Path, version: str | None, 
 
 
 def test_without_the_wheel_a_database_url_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OCPP_BILLING_PG_BIN", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r"not installed.*DATABASE_URL"):
         EmbeddedPostgres(folder / "data").start()
@@ -319,7 +327,6 @@ def test_without_the_wheel_a_database_url_is_asked_for(folder: Path, monkeypatch
 def test_elsewhere_than_on_linux_with_glibc_a_database_url_is_asked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, platform: str, libc: str
 ) -> None:
-    monkeypatch.delenv("OCPP_BILLING_PG_BIN", raising=False)
     monkeypatch.setattr(binaries_module.sys, "platform", platform)
     monkeypatch.setattr(binaries_module.os, "confstr", lambda name: libc)
     with pytest.raises(UnsupportedError, match=r"needs Linux with glibc.*DATABASE_URL"):
@@ -515,7 +522,6 @@ def test_a_system_folder_that_others_can_write_is_not_used(closed: Path, system_
 def test_programs_below_a_closed_folder_are_copied_to_where_the_user_can_run_them(
     data: Path, closed: Path, system_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OCPP_BILLING_PG_BIN", raising=False)
     hidden = copy_binaries(find_binaries(), closed)
     for path in [p for p in closed.rglob("*") if p.is_dir()]:
         path.chmod(0o700)

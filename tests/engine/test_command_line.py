@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -192,7 +195,7 @@ def test_a_system_that_cannot_be_used_is_named_and_nothing_is_lost(live, command
 def test_sync_names_every_setting_that_is_missing_before_it_touches_a_database(tmp_path):
     nothing = {"DATABASE_URL": "", "OCPP_BILLING_DATA_DIR": str(tmp_path / "data")}
     done = run_command("sync", "--json", settings=nothing)
-    assert done.returncode == 1
+    assert done.returncode == 2
     named = [line.partition(" is not set: ")[0] for line in done.stderr.splitlines()]
     assert named == ["STEVE_API_URL", "STEVE_API_KEY", "LAGO_API_KEY"]
     assert done.stdout == ""
@@ -279,7 +282,7 @@ def test_a_simulators_port_that_is_taken_is_named(here, system):
 
 def test_a_recording_that_does_not_exist_is_named(here):
     code, _, err = here("demo", "--once", "--release", "3.8")
-    assert code == 1
+    assert code == 2
     assert "There is no recording of 3.8. There are 3.7.1, 3.9.0 and 3.14.1." in err
 
 
@@ -330,7 +333,7 @@ def test_going_live_is_refused_while_billing_start_decides(world, here):
 
 def test_a_date_that_is_none_is_refused(world, here):
     code, _, err = here("go-live", "--from", "yesterday", "--yes")
-    assert code == 1
+    assert code == 2
     assert "--from is 'yesterday', but must be a date such as 2026-12-01" in err
 
 
@@ -422,6 +425,18 @@ def test_a_file_that_is_no_list_of_mappings_is_refused(world, here, tmp_path, co
     assert sentence in err
 
 
+def test_what_comes_by_standard_input_has_to_be_text_too(world, here, monkeypatch):
+    content = io.BytesIO(b"id_tag,customer_id,valid_from\n\xff\xfe,a,2026-01-01\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="ascii"))
+    code, out, err = here("mappings", "import", "-")
+    assert (code, out, err) == (1, "", "Standard input cannot be read: it is not UTF-8 text.\n")
+
+
+def test_a_folder_is_no_file_of_mappings(world, here, tmp_path):
+    code, out, err = here("mappings", "import", str(tmp_path))
+    assert (code, out, err) == (1, "", f"{tmp_path} cannot be read: Is a directory.\n")
+
+
 # -- the first admin -------------------------------------------------------------------------------------
 
 
@@ -456,8 +471,65 @@ def test_people_come_to_the_port_that_is_listened_on_unless_auth_url_says_otherw
 
 def test_without_a_terminal_create_admin_names_what_it_lacks(here):
     code, _, err = here("create-admin", admin_email="first@example.org", admin_name="First")
-    assert code == 1
+    assert code == 2
     assert "ADMIN_PASSWORD is not set" in err
+
+
+# -- whoever starts it, and in whatever locale -----------------------------------------------------------
+
+
+def test_mappings_come_out_and_go_in_as_utf8_whatever_the_locale(world, command):
+    with_note = "id_tag,customer_id,valid_from,note\nTAG-ALICE,alice,2026-01-01,Käse 🧀\n"
+    assert command("mappings", "import", "-", stdin=with_note).returncode == 0
+    latin = {"lc_all": "C", "pythoncoerceclocale": "0", "pythonutf8": "0", "pythonioencoding": "latin-1"}
+    settings = world.environment() | {"DATABASE_URL": test_database_url()}
+    settings |= {name.upper(): value for name, value in latin.items()}
+    exported = subprocess.run(
+        [*COMMAND, "mappings", "export"], env=environment(settings), capture_output=True, check=True
+    ).stdout
+    assert "Käse 🧀" in exported.decode()
+    TagMapping.objects.all().delete()
+    done = subprocess.run(
+        [*COMMAND, "mappings", "import", "-"],
+        env=environment(settings),
+        input=exported,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"1 mappings created, 0 unchanged, 0 with errors.\n")
+    assert TagMapping.objects.get().note == "Käse 🧀"
+
+
+@pytest.mark.parametrize("words", ["balance", "mappings export"])
+def test_an_answer_that_cannot_be_written_is_said_so(world, words):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words.split()],
+            env=environment(world.environment() | {"DATABASE_URL": test_database_url()}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "The answer cannot be written: No space left on device.\n",
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_changes_nothing(world, closed):
+    """Else a connection to the database would get its number, and the words that go there."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "pause"],
+        env=environment(world.environment() | {"DATABASE_URL": test_database_url()}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answer = "" if ">&-" in closed.split() else "Delivery is paused. Go on with: ocpp-billing resume\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, answer, "")
+    assert DeliveryControl.objects.get().paused_at is not None
 
 
 # -- simulators, demo, up --------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import getpass
 import sys
 from typing import TYPE_CHECKING
 
-from ocpp_billing.commands.ground import DONE, CommandError, Commands, actor, ledger, out
-from ocpp_billing.config import read_environment
+from ocpp_billing.commands.ground import DONE, CommandError, Commands, UsageError, actor, ledger, out
+from ocpp_billing.config import is_text, read_environment
 
 if TYPE_CHECKING:
     import argparse
@@ -34,6 +34,9 @@ def add_commands(commands: Commands) -> None:
 def create_admin(config: Config, args: argparse.Namespace) -> int:
     """Create the first admin from the environment, ``.env`` or prompts."""
     given = read_environment()
+    for variable in ("ADMIN_EMAIL", "ADMIN_NAME", "ADMIN_PASSWORD"):
+        if not is_text(given.get(variable, "")):
+            raise UsageError(f"{variable} is no text in {sys.getfilesystemencoding()}.")
     email = given.get("ADMIN_EMAIL") or _asked("E-mail: ", "ADMIN_EMAIL")
     name = given.get("ADMIN_NAME") or _asked("Name: ", "ADMIN_NAME")
     password = given.get("ADMIN_PASSWORD") or _asked("Password: ", "ADMIN_PASSWORD", secret=True)
@@ -49,8 +52,10 @@ def create_admin(config: Config, args: argparse.Namespace) -> int:
                 remove_two_factor=args.remove_two_factor,
                 actor=actor(),
             )
-        except first_admin.CreateAdminError as error:
-            raise CommandError("\n".join(error.problems)) from error
+        except first_admin.InvalidAdminError as error:
+            raise UsageError(str(error)) from error
+        except first_admin.NotAnAdminError as error:
+            raise CommandError(str(error)) from error
     if made:
         out(f"Admin {user.email} created. Sign in at {config.auth_url}{_unless_told_otherwise()}")
         return DONE
@@ -75,5 +80,8 @@ def _unless_told_otherwise() -> str:
 
 def _asked(prompt: str, variable: str, *, secret: bool = False) -> str:
     if not sys.stdin.isatty():
-        raise CommandError(f"{variable} is not set, and there is no terminal to ask on.")
-    return getpass.getpass(prompt) if secret else input(prompt)
+        raise UsageError(f"{variable} is not set, and there is no terminal to ask on.")
+    try:
+        return getpass.getpass(prompt) if secret else input(prompt)
+    except EOFError:  # Ctrl-D
+        raise UsageError(f"{variable} is not set, and was not answered.") from None

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from ocpp_billing.commands.ground import (
     DONE,
-    CommandError,
     Commands,
+    UsageError,
     add_range,
-    instant_of,
     ledger,
     out,
     out_json,
+    range_of,
 )
 
 if TYPE_CHECKING:
@@ -42,12 +42,10 @@ def add_commands(commands: Commands) -> None:
 def balance(config: Config, args: argparse.Namespace) -> int:
     """Print where every watt-hour stands, by a full recount, or broken down."""
     if args.by is None and (args.from_ or args.to):
-        raise CommandError("--from and --to choose sessions for --by; the balance itself is always whole.")
+        raise UsageError("--from and --to choose sessions for --by; the balance itself is always whole.")
     if args.by is not None and args.prove:
-        raise CommandError("--prove is about the whole balance: leave --by away.")
-    from_, to = (
-        instant_of(option, value, config) for option, value in (("--from", args.from_), ("--to", args.to))
-    )
+        raise UsageError("--prove is about the whole balance: leave --by away.")
+    from_, to = range_of(args, config)
     with ledger(config):
         if args.by is not None:
             _print_breakdown(config, args, from_, to)

@@ -12,15 +12,18 @@ from ocpp_billing.commands.ground import (
     Progress,
     actor,
     confirmed,
+    instant_of,
     ledger,
     note,
     out,
+    transaction_id,
 )
-from ocpp_billing.config import Config, parse_instant
 from ocpp_billing.energy import say_kwh
 
 if TYPE_CHECKING:
     import argparse
+
+    from ocpp_billing.config import Config
 
 
 def add_commands(commands: Commands) -> None:
@@ -49,7 +52,9 @@ def add_commands(commands: Commands) -> None:
         "Nothing is sent before; safe to repeat.",
     )
     added = commands.add("move", move, "move billed sessions to another subscription, after a preview")
-    added.add_argument("session", type=int, nargs="+", metavar="ID", help="StEvE's transaction ids")
+    added.add_argument(
+        "session", type=transaction_id, nargs="+", metavar="ID", help="StEvE's transaction ids"
+    )
     added.add_argument("--customer", required=True, help="Lago's external customer id")
     added.add_argument("--subscription", help="Lago's external subscription id; else the customer's only one")
     added.add_argument("--note", default="", help="why, for the audit")
@@ -58,10 +63,7 @@ def add_commands(commands: Commands) -> None:
 
 def go_live(config: Config, args: argparse.Namespace) -> int:
     """Show what would be billed, ask, and begin to bill."""
-    try:
-        live_from = parse_instant(args.date, config.timezone)
-    except ValueError as error:
-        raise CommandError(f"--from is {args.date!r}, but must be {error}.") from None
+    live_from = instant_of("--from", args.date, config)
     with ledger(config):
         from ocpp_billing.billing import control
 
@@ -112,7 +114,7 @@ def adopt(config: Config, _args: argparse.Namespace) -> int:
     """Read our events back from Lago into the ledger, after the database was restored."""
     from ocpp_billing.sync.clients import open_clients
 
-    with ledger(config), open_clients(config) as (_, lago):
+    with open_clients(config) as (_, lago), ledger(config):
         from ocpp_billing.billing import control
         from ocpp_billing.billing.adopt import adopt_events
         from ocpp_billing.report import format_run
@@ -148,9 +150,9 @@ def adopt(config: Config, _args: argparse.Namespace) -> int:
 
 def move(config: Config, args: argparse.Namespace) -> int:
     """Move billed sessions to another subscription, after a preview."""
-    from ocpp_billing.sync.clients import open_clients
+    from ocpp_billing.sync.clients import lago_client
 
-    with ledger(config), open_clients(config) as (_, lago):
+    with lago_client(config) as lago, ledger(config):
         from ocpp_billing.billing.move import carry_out_move, preview_move
         from ocpp_billing.charging.models import ChargingSession
         from ocpp_billing.lago.directory import LagoDirectory

@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 
 import ocpp_billing
-from ocpp_billing.commands.ground import CommandError
+from ocpp_billing.commands.ground import CommandError, UsageError
 from ocpp_billing.config import load_config
-from ocpp_billing.embedded.database import data_dir_of, set_up_schema
+from ocpp_billing.embedded.database import binaries_dir_of, data_dir_of, set_up_schema
 from ocpp_billing.embedded.demo import (
     ADMIN_EMAIL,
     DemoWorld,
@@ -22,7 +22,7 @@ from ocpp_billing.embedded.demo import (
 )
 from ocpp_billing.embedded.keeper import Keeper
 from ocpp_billing.embedded.postgres import EmbeddedPostgres
-from ocpp_billing.embedded.services import Service, Services, port_is_free
+from ocpp_billing.embedded.services import Service, Services, obstacle_to_listening
 from ocpp_billing.energy import say_kwh
 
 NO_RECORDING = "There is no recording of {release}. There are 3.7.1, 3.9.0 and 3.14.1."
@@ -34,17 +34,20 @@ def run_demo(*, release: str, once: bool, empty: bool, port: int, reload: bool) 
     Returns:
         The exit code of the first synchronization; 0 after serving.
     """
-    if not once and not port_is_free("127.0.0.1", port):
-        raise CommandError(f"Port {port} is taken. Choose another with --port.")
+    obstacle = None if once else obstacle_to_listening("127.0.0.1", port)
+    if obstacle is not None:
+        raise CommandError(obstacle)
     try:
         world = DemoWorld.of_release(release)
     except ValueError:
-        raise CommandError(NO_RECORDING.format(release=release)) from None
+        raise UsageError(NO_RECORDING.format(release=release)) from None
     world.start()
     isolate_environment(world)
     os.environ["AUTH_URL"] = f"http://localhost:{port}"
     try:
-        with EmbeddedPostgres(data_dir_of(load_config()) / "demo", notice=say) as server, Keeper(server):
+        config = load_config()
+        folder, programs = data_dir_of(config) / "demo", binaries_dir_of(config)
+        with EmbeddedPostgres(folder, notice=say, binaries_dir=programs) as server, Keeper(server):
             os.environ["DATABASE_URL"] = server.url
             return _demonstrate(world, release=release, once=once, empty=empty, port=port, reload=reload)
     finally:
@@ -64,7 +67,7 @@ def _demonstrate(
 
     fresh_database()
     set_up_django()
-    set_up_schema(embedded=True)
+    set_up_schema(embedded=True, notice=say)
     password = furnish(world, empty=empty)
     if once:
         return _synchronize(world, release)
@@ -126,7 +129,7 @@ def serve_demo_world(*, release: str, host: str, steve_port: int, lago_port: int
     try:
         world = DemoWorld.of_release(release, host=host, steve_port=steve_port, lago_port=lago_port)
     except ValueError:
-        raise CommandError(NO_RECORDING.format(release=release)) from None
+        raise UsageError(NO_RECORDING.format(release=release)) from None
     except OSError as error:
         raise CommandError(
             f"The ports {steve_port} (StEvE) and {lago_port} (Lago) cannot be had: {error.strerror}. Choose "

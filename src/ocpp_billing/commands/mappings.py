@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
-from ocpp_billing.commands.ground import DONE, LEFT, CommandError, Commands, actor, ledger, note, out
+from ocpp_billing.commands.ground import (
+    DONE,
+    LEFT,
+    CommandError,
+    Commands,
+    actor,
+    answering,
+    ledger,
+    note,
+    out,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add ``mappings import`` and ``mappings export``."""
-    parser = commands.add("mappings", mappings_export, "import and export mappings as CSV")
+    parser = commands.add("mappings", None, "import and export mappings as CSV")
     acts = parser.add_subparsers(metavar="ACT", required=True)
     added = acts.add_parser(
         "import",
@@ -50,16 +61,19 @@ def mappings_import(config: Config, args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _open_csv(name: str) -> Iterator[Any]:
-    if name == "-":
-        yield sys.stdin
-        return
+def _open_csv(name: str) -> Iterator[IO[str]]:
+    """The lines of a file, or of standard input: UTF-8 whatever the locale, as exports are."""
+    shown = "Standard input" if name == "-" else name
     try:
-        with Path(name).open(encoding="utf-8", newline="") as file:
-            yield file
+        with _binary(name) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as lines:
+            yield lines
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise CommandError(f"{name} cannot be read: {reason}.") from None
+        raise CommandError(f"{shown} cannot be read: {reason}.") from None
+
+
+def _binary(name: str) -> IO[bytes]:
+    return sys.stdin.buffer if name == "-" else Path(name).open("rb")
 
 
 def mappings_export(config: Config, _args: argparse.Namespace) -> int:
@@ -67,6 +81,9 @@ def mappings_export(config: Config, _args: argparse.Namespace) -> int:
     with ledger(config):
         from ocpp_billing.mappings.csv import export_mappings
 
-        number = export_mappings(sys.stdout, source=config.steve_source)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as an import expects it, whatever the locale
+        with answering():
+            number = export_mappings(sys.stdout, source=config.steve_source)
     note(f"{number} mappings.")
     return DONE

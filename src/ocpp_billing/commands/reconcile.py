@@ -9,14 +9,14 @@ from ocpp_billing import clock
 from ocpp_billing.commands.ground import (
     DONE,
     FAILED,
-    CommandError,
     Commands,
     Progress,
+    UsageError,
     add_range,
-    instant_of,
     ledger,
     out,
     out_json,
+    range_of,
 )
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def reconcile(config: Config, args: argparse.Namespace) -> int:
 
 def _window(config: Config, args: argparse.Namespace) -> tuple[datetime, datetime]:
     """The window that is asked for; without an end until now, without a beginning so many days."""
-    from_, to = instant_of("--from", args.from_, config), instant_of("--to", args.to, config)
+    from_, to = range_of(args, config)
     to = to or clock.now()
     from_ = from_ or to - timedelta(days=DEFAULT_DAYS)
     if from_ >= to:
-        raise CommandError("--to must be after --from.")
+        raise UsageError("--from is not over yet.")
     return from_, to

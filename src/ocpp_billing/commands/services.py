@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ from ocpp_billing.commands.ground import (
     ledger,
     note,
     out,
+    port_number,
     set_up_django,
+    whole_number,
 )
 from ocpp_billing.config import Config, ConfigError, read_environment
 from ocpp_billing.embedded.database import data_dir_of, database
@@ -36,22 +39,32 @@ def add_commands(commands: Commands) -> None:
     _listens(added)
     added = commands.add("web", web, "serve the portal and the API", "Needs AUTH_SECRET.", service=True)
     _listens(added)
-    added.add_argument("--processes", type=int, default=1, help="web processes beside each other (1)")
+    added.add_argument(
+        "--processes", type=whole_number(1, 64), default=1, help="web processes beside each other (1)"
+    )
     commands.add("worker", worker, "run the sync worker", "A second one is a standby.", service=True)
     commands.add("migrate", migrate, "bring the database's schema up to date")
     added = commands.add(
         "healthy",
         healthy,
         "check that this machine's web process or worker lives",
-        "For health checks of containers and service managers. Exit code 0 or 1.",
+        "For health checks of containers and service managers. Exit code 0 when it does, else 1.",
     )
     added.add_argument("what", choices=["web", "worker"])
-    added.add_argument("--port", type=int, default=8000, help="port of the web process (%(default)s)")
+    added.add_argument("--port", type=port_number, default=8000, help="port of the web process (%(default)s)")
 
 
 def _listens(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
+    parser.add_argument("--port", type=port_number, default=8000, help="port to listen on (%(default)s)")
+
+
+def _check_port(args: argparse.Namespace) -> None:
+    from ocpp_billing.embedded.services import obstacle_to_listening
+
+    obstacle = obstacle_to_listening(args.host, args.port)
+    if obstacle is not None:
+        raise CommandError(obstacle)
 
 
 def people_come_to(port: int) -> str:
@@ -62,16 +75,15 @@ def people_come_to(port: int) -> str:
 def up(config: Config, args: argparse.Namespace) -> int:
     """Everything on one machine: PostgreSQL, migrations, web and worker."""
     from ocpp_billing.embedded.auth_secret import auth_secret
-    from ocpp_billing.embedded.services import Service, Services, port_is_free
+    from ocpp_billing.embedded.services import Service, Services
 
-    if not port_is_free(args.host, args.port):
-        raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
+    _check_port(args)
     if config.auth_secret is None:
         os.environ["AUTH_SECRET"] = auth_secret(data_dir_of(config))
     os.environ["AUTH_URL"] = address = people_come_to(args.port)
     with database(config, note):
         set_up_django()
-        bring_up_to_date(verbosity=0)
+        bring_up_to_date(verbosity=0, notice=note)
         services = Services(
             [
                 Service("web", ["web", "--host", args.host, "--port", str(args.port)]),
@@ -92,29 +104,31 @@ def web(config: Config, args: argparse.Namespace) -> int:
     """Serve the portal and the API."""
     import uvicorn
 
-    from ocpp_billing.embedded.services import port_is_free
-
     problems = config.missing("AUTH_SECRET")
     if problems:
         raise ConfigError(problems)
-    if not port_is_free(args.host, args.port):
-        raise CommandError(f"Port {args.port} on {args.host} is taken. Choose another with --port.")
+    _check_port(args)
     os.environ["AUTH_URL"] = address = people_come_to(args.port)
     with ledger(config):
         from ocpp_billing.alerts.watchman import WorkerGuard
 
+        # The server ends in order, and then sends itself the signal again, which would cut off what follows.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with WorkerGuard(dataclasses.replace(config, auth_url=address)):
-            uvicorn.run(
-                "ocpp_billing.asgi:application",
-                host=args.host,
-                port=args.port,
-                workers=args.processes if args.processes > 1 else None,
-                timeout_graceful_shutdown=3,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                lifespan="off",
-            )
+            try:
+                uvicorn.run(
+                    "ocpp_billing.asgi:application",
+                    host=args.host,
+                    port=args.port,
+                    workers=args.processes if args.processes > 1 else None,
+                    timeout_graceful_shutdown=3,
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    lifespan="off",
+                )
+            except SystemExit:  # it has logged why; its own codes mean something else here
+                return FAILED
     return DONE
 
 
@@ -131,7 +145,7 @@ def migrate(config: Config, _args: argparse.Namespace) -> int:
     """Bring the database's schema up to date."""
     with database(config, note):
         set_up_django()
-        bring_up_to_date(verbosity=1)
+        bring_up_to_date(verbosity=1, notice=note)
     return DONE
 
 

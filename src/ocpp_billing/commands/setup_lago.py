@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from ocpp_billing.commands.ground import (
@@ -43,13 +43,9 @@ def add_commands(commands: Commands) -> None:
 
 
 def _price(text: str) -> Decimal:
-    try:
-        price = Decimal(text)
-    except InvalidOperation:
-        price = Decimal("NaN")
-    if not price.is_finite() or price < 0:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no price such as 0.39")
-    return price
+    return Decimal(text)
 
 
 def _currency(text: str) -> str:
@@ -62,7 +58,7 @@ def setup_lago(config: Config, args: argparse.Namespace) -> int:
     """Show what is missing, ask, and create it."""
     from ocpp_billing.sync.clients import lago_client
 
-    with ledger(config), lago_client(config) as lago:
+    with lago_client(config) as lago, ledger(config):
         from ocpp_billing.lago.setup import PlanWish, create_missing, look_at_setup
 
         wish = None if args.plan is None else PlanWish(args.plan, args.price, args.currency, args.interval)

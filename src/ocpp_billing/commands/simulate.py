@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ocpp_billing.commands.ground import port_number, port_or_any
 from ocpp_billing.simulators import lago, steve_command
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ def add_commands(commands: Commands) -> None:
     added.add_argument(
         "--empty", action="store_true", help="without mappings and not live: set it up by yourself"
     )
-    added.add_argument("--port", type=int, default=8000, help="port of the portal (%(default)s)")
+    added.add_argument("--port", type=port_number, default=8000, help="port of the portal (%(default)s)")
     added.add_argument("--reload", action="store_true", help="restart web and worker when a file changes")
-    simulators = commands.add("simulate", simulate, "serve a simulated StEvE or Lago").add_subparsers(
+    simulators = commands.add("simulate", None, "serve a simulated StEvE or Lago").add_subparsers(
         metavar="SYSTEM", required=True
     )
     for name, module in (("steve", steve_command), ("lago", lago)):
@@ -36,8 +37,12 @@ def add_commands(commands: Commands) -> None:
     both.add_argument("--release", default="3.14.1", help=RECORDINGS)
     both.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     # As real ones have them, so that addresses can stand in a file of settings.
-    both.add_argument("--steve-port", type=int, default=8180, metavar="P", help="0 = any free (%(default)s)")
-    both.add_argument("--lago-port", type=int, default=3000, metavar="P", help="0 = any free (%(default)s)")
+    both.add_argument(
+        "--steve-port", type=port_or_any, default=8180, metavar="P", help="0 = any free (%(default)s)"
+    )
+    both.add_argument(
+        "--lago-port", type=port_or_any, default=3000, metavar="P", help="0 = any free (%(default)s)"
+    )
     both.set_defaults(function=simulate_demo)
 
 

@@ -15,6 +15,7 @@ from ocpp_billing.commands.ground import (
     note,
     out,
     out_json,
+    transaction_id,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_commands(commands: Commands) -> None:
         help="close one in StEvE (3.12 and newer), after a preview",
         description="StEvE writes a stop of its own making and tells the charger nothing.",
     )
-    close.add_argument("session", type=int, metavar="ID", help="StEvE's transaction id")
+    close.add_argument("session", type=transaction_id, metavar="ID", help="StEvE's transaction id")
     close.add_argument("--yes", action="store_true", help="do not ask")
     close.set_defaults(function=stuck_close)
 
@@ -53,9 +54,9 @@ def stuck(config: Config, args: argparse.Namespace) -> int:
 
 def stuck_close(config: Config, args: argparse.Namespace) -> int:
     """Close a stuck session in StEvE, after a preview."""
-    from ocpp_billing.sync.clients import open_clients
+    from ocpp_billing.sync.clients import steve_client
 
-    with ledger(config), open_clients(config) as (steve, _):
+    with steve_client(config) as steve, ledger(config):
         from ocpp_billing.billing.closing import close_in_steve, preview_close
         from ocpp_billing.charging.models import ChargingSession
         from ocpp_billing.energy import say_kwh

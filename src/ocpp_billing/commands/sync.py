@@ -12,14 +12,14 @@ from ocpp_billing.commands.ground import (
     Progress,
     actor,
     ledger,
-    note,
     out,
     out_json,
 )
-from ocpp_billing.config import Config, ConfigError
 
 if TYPE_CHECKING:
     import argparse
+
+    from ocpp_billing.config import Config
 
 EXIT_CODES = {"completed": DONE, "partial": LEFT, "failed": FAILED, "interrupted": FAILED}
 
@@ -37,14 +37,10 @@ def add_commands(commands: Commands) -> None:
 
 def sync(config: Config, args: argparse.Namespace) -> int:
     """Synchronize once, in the foreground."""
-    from ocpp_billing.sync.clients import require_connections
+    from ocpp_billing.sync.clients import open_clients
 
-    try:
-        require_connections(config)
-    except ConfigError as error:
-        for problem in error.problems:
-            note(problem)
-        return FAILED
+    with open_clients(config):
+        pass  # what is missing or cannot be right is said before a database is touched
     with ledger(config):
         return synchronize_and_report(config, as_json=args.json)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ocpp_billing.embedded.errors import DataFolderError
 from ocpp_billing.embedded.keeper import Keeper
 from ocpp_billing.embedded.postgres import EmbeddedPostgres, default_data_dir, running_url
 from ocpp_billing.schema import NEWER, bring_up_to_date, find_schema_error
@@ -46,9 +47,20 @@ def database(config: Config, notice: Callable[[str], None]) -> Iterator[Embedded
 
 
 def data_dir_of(config: Config) -> Path:
-    """Where the embedded database and generated secrets lie, by the settings or the platform."""
+    """Where the embedded database and generated secrets lie, by the settings or the platform.
+
+    Raises:
+        DataFolderError: this user has no home folder, or the one that is named is nowhere.
+    """
     chosen = config.ocpp_billing_data_dir
-    return Path(chosen) if chosen else default_data_dir()
+    if chosen is None:
+        return default_data_dir()
+    try:
+        return Path(chosen).expanduser().absolute()
+    except (OSError, RuntimeError) as error:  # no such user, or started in a folder that is gone
+        raise DataFolderError(
+            f"OCPP_BILLING_DATA_DIR is {chosen!r}, and that cannot be found: {error}. Name the whole path."
+        ) from error
 
 
 def binaries_dir_of(config: Config) -> Path | None:
@@ -56,7 +68,7 @@ def binaries_dir_of(config: Config) -> Path | None:
     return Path(config.ocpp_billing_pg_bin) if config.ocpp_billing_pg_bin else None
 
 
-def set_up_schema(*, embedded: bool) -> None:
+def set_up_schema(*, embedded: bool, notice: Callable[[str], None]) -> None:
     """Bring the schema up to date, or say that somebody has to.
 
     The embedded database is ours, so it is migrated without asking; a given one only by ``migrate``.
@@ -69,4 +81,4 @@ def set_up_schema(*, embedded: bool) -> None:
         return
     if error.code == NEWER or not embedded:
         raise error
-    bring_up_to_date(verbosity=0)
+    bring_up_to_date(verbosity=0, notice=notice)

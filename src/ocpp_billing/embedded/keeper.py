@@ -71,7 +71,7 @@ class Keeper:
                 log.error(  # noqa: TRY400 - the sentence says all
                     "PostgreSQL does not start", action="services.database_failed", error=str(error)
                 )
-            except (OSError, RuntimeError):  # no memory, no threads, no files: that may pass
+            except Exception:  # the outermost frame of the thread: no memory, no threads; that may pass
                 log.exception("PostgreSQL does not start", action="services.database_failed")
             else:
                 self._started_at = time.monotonic()

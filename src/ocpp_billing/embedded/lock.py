@@ -68,12 +68,7 @@ class OwnerLock:
             if time.monotonic() > deadline:
                 holder = _read(fd)
                 os.close(fd)
-                pid = holder.pid if holder else None
-                raise AlreadyRunningError(
-                    f"The database in {self._path.parent} is already run by process {pid or '(unknown)'}. "
-                    "Use that one, stop it first, or choose another folder with OCPP_BILLING_DATA_DIR.",
-                    pid,
-                )
+                raise _already_running(self._path.parent, holder)
             time.sleep(0.02)
         self._fd = fd
         _held.add(self)
@@ -119,6 +114,16 @@ def read_holder(path: Path) -> Holder | None:
         return None if _try_lock(fd, fcntl.LOCK_SH) else _read(fd)
     finally:
         os.close(fd)
+
+
+def _already_running(folder: Path, holder: Holder | None) -> AlreadyRunningError:
+    pid = None if holder is None else holder.pid
+    by = f"by process {pid or '(unknown)'}"
+    if holder is not None and holder.url is None:
+        says = f"The database in {folder} is just being started {by}. Repeat this when it runs"
+    else:
+        says = f"The database in {folder} is already run {by}. Use that one, stop it first"
+    return AlreadyRunningError(f"{says}, or choose another folder with OCPP_BILLING_DATA_DIR.", pid)
 
 
 def _try_lock(fd: int, kind: int) -> bool:

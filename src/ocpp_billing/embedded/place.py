@@ -61,7 +61,7 @@ class Place:
 
 
 def default_data_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """``OCPP_BILLING_DATA_DIR``, else this user's folder for application data.
+    """This user's folder for application data.
 
     Args:
         environ: instead of the environment of this process.
@@ -71,8 +71,6 @@ def default_data_dir(environ: Mapping[str, str] | None = None) -> Path:
     """
     env = os.environ if environ is None else environ
     try:
-        if env.get("OCPP_BILLING_DATA_DIR"):
-            return Path(env["OCPP_BILLING_DATA_DIR"]).expanduser().absolute()
         if sys.platform == "darwin":
             return Path.home() / "Library" / "Application Support" / "ocpp-billing"
         base = Path(env.get("XDG_DATA_HOME", ""))

@@ -97,7 +97,7 @@ class EmbeddedPostgres:
             ``{"fsync": "off"}``. Where it listens, who gets in and where it logs cannot be set.
         notice: is told, in a sentence each, what the operator should know: another user, another place,
             a wait of more than two seconds.
-        binaries_dir: PostgreSQL's programs instead of the wheel's; default ``OCPP_BILLING_PG_BIN``.
+        binaries_dir: PostgreSQL's programs instead of the wheel's.
     """
 
     def __init__(
@@ -108,11 +108,10 @@ class EmbeddedPostgres:
         notice: Callable[[str], None] | None = None,
         binaries_dir: Path | None = None,
     ) -> None:
-        chosen = os.environ.get("OCPP_BILLING_PG_BIN")
         self._data_dir = data_dir
         self._settings = dict(settings or {})
         self._notice = notice or (lambda _sentence: None)
-        self._binaries_dir = binaries_dir or (Path(chosen) if chosen else None)
+        self._binaries_dir = binaries_dir
         self._owner_pid = 0
         self._lock: OwnerLock | None = None
         self._place: Place | None = None

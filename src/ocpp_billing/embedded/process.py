@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ocpp_billing.embedded.errors import UnsupportedError
 
@@ -48,20 +49,35 @@ class Child:
     """
 
     def __init__(self, arguments: Sequence[str], user: ServerUser) -> None:
-        self._arguments = _launch("exec", user, arguments)
+        self._arguments = launch_command("exec", arguments, user)
         self._output_fd = os.memfd_create("postgres-output")
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self.returncode: int | None = None
-        started: SimpleQueue[int | OSError] = SimpleQueue()
-        threading.Thread(target=self._keep, args=(started,), name="embedded-postgres", daemon=True).start()
-        pid = started.get()
-        if isinstance(pid, OSError):
+        try:
+            self.pid = self._start()
+        except BaseException:
             os.close(self._output_fd)
-            raise UnsupportedError(f"No process can be started for PostgreSQL: {pid}.") from pid
-        self.pid = pid
+            raise
 
-    def _keep(self, started: SimpleQueue[int | OSError]) -> None:
+    def _start(self) -> int:
+        """Start the thread that starts the program; the program's process id.
+
+        Raises:
+            UnsupportedError: when the machine has no process left, or no thread.
+        """
+        started: SimpleQueue[int | BaseException] = SimpleQueue()
+        thread = threading.Thread(target=self._keep, args=(started,), name="embedded-postgres", daemon=True)
+        try:
+            thread.start()
+            answer = started.get()
+            if isinstance(answer, BaseException):
+                raise answer
+        except (OSError, RuntimeError) as error:  # the latter is Python's, when no thread can be started
+            raise UnsupportedError(f"No process can be started for PostgreSQL: {error}.") from error
+        return answer
+
+    def _keep(self, started: SimpleQueue[int | BaseException]) -> None:
         try:
             process = subprocess.Popen(  # noqa: S603 - our own arguments, no shell
                 self._arguments,
@@ -72,12 +88,13 @@ class Child:
                 stderr=self._output_fd,
                 start_new_session=True,
             )
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 - whoever waits for an answer raises it
             started.put(error)
             return
         started.put(process.pid)
         # Until it is reaped its process id cannot become somebody else's; send() relies on that.
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ChildProcessError):  # the kernel reaps by itself, where SIGCHLD is ignored
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             self.returncode = process.wait()
         self._ended.set()
@@ -111,7 +128,7 @@ def unreachable(paths: Sequence[Path], user: ServerUser) -> list[Path]:
     Raises:
         UnsupportedError: when root may not become another user here.
     """
-    command = _launch("reach", user, [str(path) for path in paths])
+    command = launch_command("reach", [str(path) for path in paths], user)
     done = subprocess.run(  # noqa: S603 - our own arguments, no shell
         command, cwd="/", env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
@@ -125,8 +142,17 @@ def unreachable(paths: Sequence[Path], user: ServerUser) -> list[Path]:
     return [path for path in paths if str(path) in printed]
 
 
-def _launch(mode: str, user: ServerUser, arguments: Sequence[str]) -> list[str]:
-    identity = [str(user.uid), str(user.gid)] if user.drop else ["-", "-"]
+def launch_command(
+    mode: Literal["exec", "reach"], arguments: Sequence[str], user: ServerUser | None = None
+) -> list[str]:
+    """The command line of :mod:`ocpp_billing.embedded.launch`, with this process as the owner.
+
+    Args:
+        mode: become a program, or say which paths cannot be reached.
+        arguments: the program with its arguments, or the paths.
+        user: who does it; None = whoever this process is.
+    """
+    identity = [str(user.uid), str(user.gid)] if user is not None and user.drop else ["-", "-"]
     return [sys.executable, "-I", "-S", str(_LAUNCHER), mode, str(os.getpid()), *identity, *arguments]
 
 

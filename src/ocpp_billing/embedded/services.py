@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import signal
 import socket
 import subprocess
@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ocpp_billing.embedded.keeper import FIRST_RESTART_S, HEALTHY_AFTER_S, LONGEST_RESTART_S
+from ocpp_billing.embedded.process import launch_command
 from ocpp_billing.log import get_logger
 
 log = get_logger(__name__)
 
-LAUNCH = Path(__file__).with_name("launch.py")
 STOP_WITHIN_S = 12.0
 
 
@@ -35,7 +34,7 @@ class Service:
     def start(self) -> None:
         """Start it; the kernel ends it when the thread that started it ends, whatever the reason."""
         command = [sys.executable, "-m", "ocpp_billing.cli", *self.arguments]
-        launch = [sys.executable, "-I", "-S", str(LAUNCH), "exec", str(os.getpid()), "-", "-", *command]
+        launch = launch_command("exec", command)
         self.process = subprocess.Popen(launch, stdin=subprocess.DEVNULL)  # noqa: S603 - our own program
         self.started_at = time.monotonic()
 
@@ -127,12 +126,33 @@ class Services:
             service.stop(deadline)
 
 
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def obstacle_to_listening(host: str, port: int) -> str | None:
+    """Why no server could listen there, and what to do; None when one could.
+
+    A name may stand for several addresses, of IPv4 and of IPv6: a server listens on all of them.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        return f"{host} is no address of this machine. Choose another with --host."
+    for family, kind, protocol, _, address in found:
         try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # as the web server does: IPv4 has an address of its own
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            return _obstacle(error, host, port, str(address[0]))
+    return None
+
+
+def _obstacle(error: OSError, host: str, port: int, address: str) -> str:
+    where = host if host == address else f"{host} ({address})"
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} on {where} is taken. Choose another with --port."
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"This user may not listen on port {port}. Choose one above 1023 with --port."
+    if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+        return f"{where} is no address of this machine. Choose another with --host."
+    return f"Nothing can listen on port {port} of {where}: {error.strerror}."

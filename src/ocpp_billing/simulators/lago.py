@@ -12,6 +12,7 @@ Wallets, taxes, webhooks and the fees of plans themselves are not simulated.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ocpp_billing.simulators import lago_ledger
+from ocpp_billing.simulators.arguments import port_or_any, say_cannot_listen, say_wrong
 from ocpp_billing.simulators.lago_api import LagoApi
 from ocpp_billing.simulators.lago_books import Books
 from ocpp_billing.simulators.lago_events import STORES, StoreName
@@ -77,10 +79,12 @@ class LagoSimulator(SimulatedServer):
     ) -> None:
         if store not in STORES:
             raise ValueError(f"no store {store!r}; there are {', '.join(STORES)}")
-        super().__init__(host=host, port=port)
         self.store = store
         self.version = (version or DEFAULT_VERSIONS[store]).removeprefix("v")
+        if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}", self.version):
+            raise ValueError(f"{self.version!r} is no version of Lago such as 1.47.0")
         parts = tuple(int(part) for part in self.version.split("."))
+        super().__init__(host=host, port=port)
         self.path_prefix = path_prefix.rstrip("/")
         self.books = Books(store=store, version=parts, timezone=timezone, now=self.now)
         self.api = LagoApi(self.books, version=parts, api_key=api_key, organization_id=organization_id)
@@ -427,7 +431,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "clickhouse, clickhouse-plain (it counts an event again that it gets again)",
     )
     parser.add_argument(
-        "--port", type=int, default=0, metavar="P", help="port to listen on; 0 takes a free one"
+        "--port", type=port_or_any, default=0, metavar="P", help="port to listen on; 0 takes a free one"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (loopback)")
     parser.add_argument("--api-key", default=DEFAULT_API_KEY, metavar="K", help="the key that opens it")
@@ -440,7 +444,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM; 1 when the port is taken."""
+    """Serve until SIGINT or SIGTERM; 1 when the port cannot be had, 2 when an argument is wrong."""
     try:
         simulator = LagoSimulator(
             args.store,
@@ -450,11 +454,10 @@ def run(args: argparse.Namespace) -> int:
             host=args.host,
             port=args.port,
         )
+    except ValueError as error:
+        return say_wrong(error)
     except OSError as error:
-        sys.stderr.write(
-            f"Cannot listen on {args.host}:{args.port}: {error.strerror}. Choose another --port.\n"
-        )
-        return 1
+        return say_cannot_listen(args.host, args.port, error)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

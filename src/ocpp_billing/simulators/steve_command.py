@@ -8,6 +8,13 @@ import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from ocpp_billing.simulators.arguments import (
+    amount,
+    port_or_any,
+    say_cannot_listen,
+    say_wrong,
+    whole_number,
+)
 from ocpp_billing.simulators.steve import DEFAULT_HEADER, DEFAULT_PASSWORD, DEFAULT_USERNAME, SteveSimulator
 from ocpp_billing.simulators.steve_recording import RECORDED, recording_offset
 from ocpp_billing.simulators.steve_release import MINORS
@@ -22,10 +29,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``ocpp-billing simulate steve``."""
     add = parser.add_argument
     add("--release", default="3.14", metavar="R", help=f"one of {', '.join(MINORS)} or a full version (3.14)")
-    add("--count", type=int, default=0, metavar="N", help="sessions to make up (0)")
-    add("--seed", type=int, default=1, metavar="S", help="of the made-up sessions (1)")
-    add("--days", type=float, default=90, metavar="D", help="the days before now that they spread over (90)")
-    add("--port", type=int, default=DEFAULT_PORT, metavar="P", help=f"0 = any free port ({DEFAULT_PORT})")
+    add("--count", type=whole_number(0, 10_000_000), default=0, metavar="N", help="sessions to make up (0)")
+    add(
+        "--seed", type=whole_number(0, 10**18 - 1), default=1, metavar="S", help="of the made-up sessions (1)"
+    )
+    add(
+        "--days",
+        type=amount(0, 36_500),
+        default=90.0,
+        metavar="D",
+        help="the days before now that they spread over (90)",
+    )
+    add(
+        "--port",
+        type=port_or_any,
+        default=DEFAULT_PORT,
+        metavar="P",
+        help=f"0 = any free port ({DEFAULT_PORT})",
+    )
     add("--host", default="127.0.0.1", metavar="H", help="interface to listen on (127.0.0.1)")
     add("--recording", metavar="R", help=f"begin with recorded sessions: {', '.join(RECORDED)}")
     add(
@@ -38,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--context-path", default="/steve", metavar="PATH", help="may be empty (%(default)s)")
     add(
         "--cost",
-        type=float,
+        type=amount(0, 1_000),
         default=0.0,
         metavar="FACTOR",
         help="as slow as a real server; 1 = measured",
@@ -49,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM.
 
     Returns:
-        0 after a signal, 1 with one line on standard error when it cannot begin.
+        0 after a signal; with one line on standard error, 1 when the port cannot be had, 2 when an argument
+        is wrong.
     """
     over = threading.Event()
     before = {
@@ -58,12 +80,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         simulator = _prepared(args)
     except ValueError as error:
-        sys.stderr.write(f"simulate steve: {error}\n")
-        return 1
+        return say_wrong(error)
     except OSError as error:
-        reason = f"cannot listen on {args.host}:{args.port}: {error.strerror}; choose another with --port"
-        sys.stderr.write(f"simulate steve: {reason}\n")
-        return 1
+        return say_cannot_listen(args.host, args.port, error)
     else:
         with simulator:
             kind = "HTTP Basic" if simulator.release.basic_auth else f"API key in {args.api_key_header}"
