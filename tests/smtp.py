@@ -7,6 +7,7 @@ import email.policy
 import re
 import socketserver
 import threading
+import time
 from contextlib import contextmanager
 
 
@@ -15,9 +16,10 @@ class SmtpServer(socketserver.ThreadingTCPServer):
 
     daemon_threads = True
 
-    def __init__(self, refuses=""):
+    def __init__(self, refuses="", offers="", slow_s=0.0):
         super().__init__(("127.0.0.1", 0), SmtpSession)
-        self.refuses, self.messages, self.recipients = refuses, [], []
+        self.refuses, self.offers, self.slow_s = refuses, offers, slow_s
+        self.messages, self.recipients = [], []
 
     @property
     def letters(self):
@@ -35,11 +37,15 @@ class SmtpServer(socketserver.ThreadingTCPServer):
 
 class SmtpSession(socketserver.StreamRequestHandler):
     def handle(self):
+        time.sleep(self.server.slow_s)
         self.say("220 test")
         while line := self.rfile.readline().decode().strip():
             word = line.upper().split(":")[0].split()[0]
             if word == self.server.refuses:
                 self.say("550 no")
+            elif word == "EHLO" and self.server.offers:
+                self.say("250-test")
+                self.say(f"250 {self.server.offers}")
             elif word == "RCPT":
                 self.server.recipients.append(line.partition(":")[2])
                 self.say("250 ok")
@@ -65,7 +71,7 @@ class SmtpSession(socketserver.StreamRequestHandler):
 
 @contextmanager
 def mail_server(**given):
-    """A server that runs; ``refuses`` is a word of SMTP that it says no to."""
+    """A server that runs: ``refuses`` a word of SMTP, ``offers`` an extension, greets after ``slow_s``."""
     with SmtpServer(**given) as server:
         thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02))
         thread.start()

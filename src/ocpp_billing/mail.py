@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from ocpp_billing.config import Config
 
 TIMEOUT_S = 15.0
+_SECURITY = "EMAIL_SECURITY (starttls is usual at port 587, tls at 465)"
+_MAY_WANT_SIGN_IN = ", and whether it wants EMAIL_USERNAME and EMAIL_PASSWORD"
 
 
 class MailError(Exception):
-    """The server could not be reached or did not take the message for anybody; says what to look at."""
+    """The server could not be reached or did not take the message for anybody.
+
+    Says which settings to look at; without a full stop.
+    """
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,12 +88,41 @@ class MailServer:
                 if self.username is not None:
                     server.login(self.username, self.password or "")
                 server.send_message(message)
-        except smtplib.SMTPAuthenticationError as error:
+        except UnicodeError:  # it bears what cannot be sent, such as the password
             raise MailError(
-                f"{self.host} refuses EMAIL_USERNAME and EMAIL_PASSWORD: {error.smtp_code}"
-            ) from error
-        except (OSError, smtplib.SMTPException) as error:
-            raise MailError(f"{self.host}:{self.port} did not take the message: {error}") from error
+                "EMAIL_HOST, EMAIL_USERNAME or EMAIL_PASSWORD holds a character that cannot be sent"
+            ) from None
+        except OSError as error:  # those of SMTP, and of TLS, are some
+            raise MailError(f"{self.host}:{self.port} {self._what_happened(error)}") from error
+
+    def _what_happened(self, error: OSError) -> str:
+        """What the server did, in its own words, and which settings that hangs on."""
+        said = _words_of(error)
+        match error:
+            case smtplib.SMTPAuthenticationError():
+                return f"refuses EMAIL_USERNAME and EMAIL_PASSWORD: {said}"
+            case smtplib.SMTPSenderRefused():
+                return (
+                    f"did not take {self.sender} as the sender: {said}. Look at EMAIL_FROM{_MAY_WANT_SIGN_IN}"
+                )
+            case smtplib.SMTPRecipientsRefused():
+                whom = ", ".join(error.recipients)
+                return (
+                    f"did not take the message for {whom}: {said}. Look at that address (for alerts, "
+                    f"ALERT_EMAIL_TO){_MAY_WANT_SIGN_IN}"
+                )
+            case smtplib.SMTPServerDisconnected() | smtplib.SMTPConnectError() | smtplib.SMTPHeloError():
+                return f"ended the conversation: {said}. Look at EMAIL_PORT and {_SECURITY}"
+            case smtplib.SMTPResponseException():
+                return f"did not take the message: {said}. Ask whoever runs that server"
+            case smtplib.SMTPException():  # it lacks what is asked for: STARTTLS, or a way to sign in
+                return (
+                    f"cannot be used so: {said}. Look at {_SECURITY} and EMAIL_USERNAME (unset = no sign-in)"
+                )
+            case ssl.SSLError():
+                return f"makes no secure connection: {said}. Look at EMAIL_HOST, EMAIL_PORT and {_SECURITY}"
+            case _:
+                return f"cannot be reached: {said}. Look at EMAIL_HOST, EMAIL_PORT and {_SECURITY}"
 
     def _connect(self) -> smtplib.SMTP:
         if self.security == "tls":
@@ -103,3 +137,17 @@ class MailServer:
                 server.close()
                 raise
         return server
+
+
+def _words_of(error: OSError) -> str:
+    """What an error says, without a full stop; of several refused recipients, what was said of the first."""
+    code: int
+    words: bytes | str
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        code, words = next(iter(error.recipients.values()))
+    elif isinstance(error, smtplib.SMTPResponseException):
+        code, words = error.smtp_code, error.smtp_error
+    else:
+        return str(error.strerror or error).rstrip(".") or type(error).__name__
+    text = words.decode(errors="replace") if isinstance(words, bytes) else words
+    return f"{code} {' '.join(text.split())}".rstrip(" .")

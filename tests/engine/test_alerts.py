@@ -24,7 +24,7 @@ from ocpp_billing.alerts.watchman import WorkerGuard
 from ocpp_billing.alerts.webhook import WebhookChannel, checked_address, is_forbidden
 from ocpp_billing.billing.models import BalanceProof
 from ocpp_billing.charging.models import ChargingSession, Source
-from ocpp_billing.mail import MailServer
+from ocpp_billing.mail import MailError, MailServer
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.sync.liveness import Liveness
 from ocpp_billing.sync.models import Alert, AlertMessage, WorkerHeartbeat
@@ -462,9 +462,42 @@ class TestMail:
             self.channel(server.server_address[1]).send(NOTICE)
 
     def test_a_connection_that_cannot_be_secured_is_not_used(self):
-        with mail_server(refuses="STARTTLS") as server, pytest.raises(ChannelError):
+        with mail_server(refuses="STARTTLS") as server, pytest.raises(ChannelError, match="EMAIL_SECURITY"):
             self.channel(server.server_address[1], "starttls").send(NOTICE)
         assert server.messages == []
+
+    @pytest.mark.parametrize(
+        ("refuses", "security", "username", "password", "says", "look_at"),
+        [
+            (
+                "MAIL",
+                "none",
+                None,
+                None,
+                "did not take billing@example.org as the sender: 550 no",
+                "EMAIL_FROM",
+            ),
+            ("RCPT", "none", None, None, "did not take the message for ops@example.org", "ALERT_EMAIL_TO"),
+            ("DATA", "none", None, None, "did not take the message: 550 no", "whoever runs that server"),
+            ("AUTH", "none", "me", "secret", "refuses EMAIL_USERNAME and EMAIL_PASSWORD: 550 no", ""),
+            ("", "starttls", None, None, "cannot be used so: STARTTLS extension not", "EMAIL_SECURITY"),
+            ("", "none", "me", "Müller", "EMAIL_PASSWORD holds a character that cannot be sent", ""),
+            ("", "tls", None, None, "makes no secure connection", "EMAIL_SECURITY"),
+            (None, "none", None, None, "cannot be reached: Connection refused", "EMAIL_HOST, EMAIL_PORT and"),
+        ],
+    )
+    def test_what_goes_wrong_names_the_settings_to_look_at(
+        self, refuses, security, username, password, says, look_at
+    ):
+        with mail_server(refuses=refuses or "", offers="AUTH PLAIN" if username else "") as server:
+            port = server.server_address[1] if refuses is not None else 9  # nothing listens there
+            mail = MailServer("127.0.0.1", port, security, username, password, "billing@example.org")
+            with pytest.raises(MailError) as failed:
+                mail.send(["ops@example.org"], "Subject", "Text")
+        assert says in str(failed.value)
+        assert look_at in str(failed.value)
+        assert not str(failed.value).endswith(".")
+        assert password is None or password not in str(failed.value)
 
 
 class TestWhichChannels:

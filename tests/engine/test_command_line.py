@@ -22,6 +22,7 @@ from ocpp_billing.cli import main
 from ocpp_billing.commands.services import people_come_to
 from ocpp_billing.mappings.models import TagMapping
 from tests.engine.processes import COMMAND, environment, run_command, running, test_database_url
+from tests.smtp import mail_server
 
 HOUR = timedelta(hours=1)
 STATES = ["open", "stuck", "held", "rejected", "queued", "accepted", "confirmed", "excluded"]
@@ -457,6 +458,28 @@ def test_the_first_admin_is_made_once_from_the_environment(command):
         after = User.objects.get(email="first@example.org")
         assert (after.password, after.is_admin) == (before.password, True)
         assert after.check_password("correct horse battery")
+    finally:
+        User.objects.all().delete()
+
+
+def test_a_letter_of_create_admin_is_sent_before_it_ends(world, command):
+    admin = {
+        "admin_email": "second@example.org",
+        "admin_password": "correct horse battery",
+        "admin_name": "2",
+    }
+    mail = {"email_host": "127.0.0.1", "email_from": "billing@example.org", "email_security": "none"}
+    try:
+        with mail_server(slow_s=1) as server:
+            mail["email_port"] = str(server.server_address[1])
+            assert command("create-admin", **admin, **mail).returncode == 0
+            assert server.messages == []
+            done = command("create-admin", "--reset-password", **admin, **mail)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert [letter["To"] for letter in server.letters] == ["second@example.org"]
+        lost = command("create-admin", "--reset-password", **admin, **mail | {"email_port": "9"})
+        assert lost.returncode == 0
+        assert "A letter was not sent. 127.0.0.1:9 cannot be reached: Connection refused." in lost.stderr
     finally:
         User.objects.all().delete()
 

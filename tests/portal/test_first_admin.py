@@ -51,6 +51,15 @@ def test_the_password_is_set_anew_when_that_is_asked_for():
     assert AuditEntry.objects.first().action == "user.password_reset"
 
 
+def test_a_password_that_was_set_anew_is_told_to_its_person(mailbox):
+    create_admin("ada@example.org", PASSWORD, "Ada")
+    create_admin("ada@example.org", PASSWORD + "!", "Ada", reset_password=True, actor="command line (root)")
+    (letter,) = mailbox.letters
+    assert letter["To"] == "ada@example.org"
+    assert "command line (root) set it anew." in letter.get_content()
+    assert PASSWORD not in letter.get_content()
+
+
 def test_a_reset_refuses_a_weak_password_too():
     create_admin("ada@example.org", PASSWORD, "Ada")
     with pytest.raises(InvalidAdminError):

@@ -3,6 +3,7 @@
 import html
 import re
 import threading
+import time
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -182,3 +183,27 @@ def test_a_letter_that_is_not_taken_is_said_in_the_log(mailbox, monkeypatch):
         letters.soon(fail)
         assert ended.wait(10)
     assert [(line["action"], line["error"]) for line in said] == [("letter.failed", "the server is away")]
+
+
+def test_who_ends_waits_for_letters_and_hears_of_those_that_were_not_sent(monkeypatch):
+    from structlog.testing import capture_logs
+
+    def fail():
+        raise letters.MailError("the server is away")
+
+    monkeypatch.setattr(letters, "connection", SimpleNamespace(close=lambda: None))
+    sent, stuck = threading.Event(), threading.Event()
+    letters.finish(10)  # those of other tests
+    with capture_logs() as said:
+        letters.soon(fail)
+        letters.soon(lambda: (time.sleep(0.1), sent.set()))
+        assert letters.finish(10) == ["A letter was not sent. the server is away."]
+        assert sent.is_set()
+        assert letters.finish(10) == []
+        letters.soon(lambda: stuck.wait(10))
+        assert letters.finish(0.01) == [
+            "A letter was not sent. The mail server did not take it within 0.01 s."
+        ]
+    stuck.set()
+    assert letters.finish(10) == []
+    assert [line["action"] for line in said] == ["letter.failed", "letter.lost"]

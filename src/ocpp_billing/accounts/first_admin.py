@@ -14,8 +14,10 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext as _
 
 from ocpp_billing.accounts.audit import record
+from ocpp_billing.accounts.letters import notify
 from ocpp_billing.accounts.models import Role, User
 from ocpp_billing.accounts.second_factor import remove_second_factor
 from ocpp_billing.accounts.sessions import drop_sessions
@@ -92,7 +94,13 @@ def create_admin(
             known.set_password(password)
             known.save(update_fields=["password"])
             drop_sessions(known)
-            record("user.password_reset", actor=actor, target=f"user {known.email}")
+            entry = record("user.password_reset", actor=actor, target=f"user {known.email}")
+        notify(
+            known,
+            _("Your password was changed"),
+            _("%(who)s set it anew.") % {"who": entry.actor},
+            address=entry.address,
+        )
     if remove_two_factor:
         remove_second_factor(known, by=None, actor=actor)
     return known, False

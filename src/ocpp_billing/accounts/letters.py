@@ -7,6 +7,8 @@ notified.
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -30,6 +32,8 @@ log = get_logger(__name__)
 # So many letters are under way at once; a flood of requests must not become a flood of threads.
 MOST_UNDER_WAY = 8
 _places = threading.BoundedSemaphore(MOST_UNDER_WAY)
+_under_way: set[threading.Thread] = set()
+_not_sent: deque[str] = deque(maxlen=MOST_UNDER_WAY)
 
 
 def mail_is_set_up() -> bool:
@@ -52,7 +56,8 @@ def send_letter(to: str, subject: str, *paragraphs: str) -> None:
 def soon(work: Callable[[], None]) -> None:
     """Do something after the answer, in a thread of its own: how long it takes tells nobody anything.
 
-    Dropped, and logged, when too much is under way; whoever waits for a letter asks again.
+    Dropped, and logged, when too much is under way; whoever waits for a letter asks again. A process that is
+    about to end calls :func:`finish`, or the letter is lost with it.
     """
 
     def run() -> None:
@@ -60,16 +65,46 @@ def soon(work: Callable[[], None]) -> None:
             work()
         except MailError as error:
             log.warning("a letter was not sent", action="letter.failed", error=str(error))
+            _not_sent.append(f"A letter was not sent. {error}.")
         except Exception:  # the outermost frame of the thread
             log.exception("a letter was not written", action="letter.error")
         finally:
             connection.close()
             _places.release()
+            _under_way.discard(threading.current_thread())
 
     if _places.acquire(blocking=False):
-        threading.Thread(target=run, name="letter", daemon=True).start()
+        thread = threading.Thread(target=run, name="letter", daemon=True)
+        _under_way.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the machine has no thread left
+            log.warning("a letter was not sent", action="letter.failed", error=str(error))
+            _under_way.discard(thread)
+            _places.release()
     else:
         log.warning("too many letters are under way", action="letter.dropped")
+
+
+def finish(within_s: float) -> list[str]:
+    """Wait for the letters that are under way, before the process ends.
+
+    Args:
+        within_s: so long for all of them together.
+
+    Returns:
+        A sentence for each that was not sent lately, or will not be.
+    """
+    deadline = time.monotonic() + within_s
+    for thread in list(_under_way):
+        thread.join(max(deadline - time.monotonic(), 0))
+    lost = len(_under_way)
+    if lost:
+        log.warning("letters were lost", action="letter.lost", letters=lost, within_s=within_s)
+    why = f"A letter was not sent. The mail server did not take it within {within_s:g} s."
+    sentences = [*_not_sent, *[why] * lost]
+    _not_sent.clear()
+    return sentences
 
 
 def _until(at: datetime) -> str:

@@ -6,13 +6,16 @@ import getpass
 import sys
 from typing import TYPE_CHECKING
 
-from ocpp_billing.commands.ground import DONE, CommandError, Commands, UsageError, actor, ledger, out
+from ocpp_billing.commands.ground import DONE, CommandError, Commands, UsageError, actor, ledger, note, out
 from ocpp_billing.config import is_text, read_environment
 
 if TYPE_CHECKING:
     import argparse
 
     from ocpp_billing.config import Config
+
+# What changes how an admin signs in is told to them by e-mail; a slow mail server gets so long.
+LETTERS_WITHIN_S = 30.0
 
 
 def add_commands(commands: Commands) -> None:
@@ -41,7 +44,7 @@ def create_admin(config: Config, args: argparse.Namespace) -> int:
     name = given.get("ADMIN_NAME") or _asked("Name: ", "ADMIN_NAME")
     password = given.get("ADMIN_PASSWORD") or _asked("Password: ", "ADMIN_PASSWORD", secret=True)
     with ledger(config):
-        from ocpp_billing.accounts import first_admin
+        from ocpp_billing.accounts import first_admin, letters
 
         try:
             user, made = first_admin.create_admin(
@@ -56,6 +59,8 @@ def create_admin(config: Config, args: argparse.Namespace) -> int:
             raise UsageError(str(error)) from error
         except first_admin.NotAnAdminError as error:
             raise CommandError(str(error)) from error
+        for sentence in letters.finish(LETTERS_WITHIN_S):
+            note(sentence)
     if made:
         out(f"Admin {user.email} created. Sign in at {config.auth_url}{_unless_told_otherwise()}")
         return DONE

@@ -30,6 +30,9 @@ from ocpp_billing.schema import bring_up_to_date
 if TYPE_CHECKING:
     import argparse
 
+# So long does a web process that ends wait for letters that are under way; Docker kills after 10 seconds.
+LETTERS_WITHIN_S = 4.0
+
 
 def add_commands(commands: Commands) -> None:
     """Add ``up``, ``web``, ``worker``, ``migrate`` and ``healthy``."""
@@ -110,6 +113,7 @@ def web(config: Config, args: argparse.Namespace) -> int:
     _check_port(args)
     os.environ["AUTH_URL"] = address = people_come_to(args.port)
     with ledger(config):
+        from ocpp_billing.accounts import letters
         from ocpp_billing.alerts.watchman import WorkerGuard
 
         # The server ends in order, and then sends itself the signal again, which would cut off what follows.
@@ -129,6 +133,7 @@ def web(config: Config, args: argparse.Namespace) -> int:
                 )
             except SystemExit:  # it has logged why; its own codes mean something else here
                 return FAILED
+            letters.finish(LETTERS_WITHIN_S)
     return DONE
 
 
