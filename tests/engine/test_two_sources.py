@@ -254,7 +254,7 @@ def test_what_the_pilot_billed_is_left_as_billed_there(two, here):
     assert here("held", "exclude", *billed)[0] == 0
     two.sync()
     assert two.state_of(session) == ("excluded", "by_operator")
-    assert here("held", "accept", "--reason", "unmapped_tag", "--note", "x")[0] == 1
+    assert here("held", "accept", "--reason", "unmapped_tag", "--note", "x")[0] == 2
 
 
 # -- at once -----------------------------------------------------------------------------------------------

@@ -8,15 +8,16 @@ from ocpp_billing.commands.ground import (
     DONE,
     FAILED,
     LEFT,
-    CommandError,
     Commands,
     Progress,
+    UsageError,
     actor,
+    add_range,
     confirmed,
-    instant_of,
     ledger,
     note,
     out,
+    range_of,
 )
 from ocpp_billing.energy import say_kwh
 
@@ -54,13 +55,7 @@ def add_commands(commands: Commands) -> None:
             name, help=says, description="The order is about each as it stands in the preview."
         )
         act.add_argument("--reason", required=True, metavar="CODE", help="as ocpp-billing held lists it")
-        for option, where in (("--from", "at or after"), ("--to", "before")):
-            act.add_argument(
-                option,
-                dest=option.strip("-") + "_date",
-                metavar="DATE",
-                help=f"only those that stopped {where} this date (00:00 in SYNC_TIMEZONE) or date-time",
-            )
+        add_range(act, "only those that stopped {}")
         act.add_argument("--note", required=True, help="why, for the audit")
         act.add_argument("--yes", action="store_true", help="do not ask")
         act.set_defaults(function=function)
@@ -88,7 +83,7 @@ def held_accept(config: Config, args: argparse.Namespace) -> int:
         from ocpp_billing.billing import review
 
         if args.reason not in review.ACCEPTABLE:
-            raise CommandError(
+            raise UsageError(
                 f"What is held as {args.reason} cannot simply be accepted. These can: "
                 f"{', '.join(sorted(review.ACCEPTABLE))}."
             )
@@ -154,9 +149,10 @@ def _meant(config: Config, args: argparse.Namespace) -> Any:
     meant = ChargingSession.objects.filter(
         source=config.steve_source, state="held", reason=args.reason
     ).order_by("pk")
-    if (begin := instant_of("--from", args.from_date, config)) is not None:
+    begin, end = range_of(args, config)
+    if begin is not None:
         meant = meant.filter(stopped_at__gte=begin)
-    if (end := instant_of("--to", args.to_date, config)) is not None:
+    if end is not None:
         meant = meant.filter(stopped_at__lt=end)
     return meant
 
