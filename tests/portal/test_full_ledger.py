@@ -27,6 +27,7 @@ ADDRESSES = [
     "/mappings/{mapping}/move",
     "/sessions/{session}",
     "/sessions/{session}/exclude",
+    "/sessions/{session}/move",
     "/sync/{run}",
 ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
+from ocpp_billing.accounts.audit import NOTE_LENGTH
 from ocpp_billing.accounts.models import AuditEntry, Role
+from ocpp_billing.billing import review
 from ocpp_billing.mappings.models import TagMapping
 from tests.portal.test_mappings import draft, hidden, main_of
 
@@ -46,6 +48,8 @@ def test_what_was_billed_to_the_wrong_one_is_moved_after_a_preview(world, operat
     assert "taken back" in main_of(preview)
     without_note = client.post(path, hidden(preview) | {"do": "move"})
     assert "a move needs a note" in main_of(without_note)
+    long_note = client.post(path, hidden(preview) | {"do": "move", "note": "x" * (NOTE_LENGTH + 1)})
+    assert "A note has at most 2,000 characters." in main_of(long_note)
     forged = client.post(path, hidden(preview) | {"do": "move", "note": "x", "previewed": "another"})
     assert "Something changed since the preview, so nothing was moved" in main_of(forged)
     done = client.post(path, hidden(preview) | {"do": "move", "note": "wrong driver"}, follow=True)
@@ -60,8 +64,43 @@ def test_what_was_billed_to_the_wrong_one_is_moved_after_a_preview(world, operat
     assert "is billed to sub-bob already" in main_of(again)
 
 
+def test_what_a_person_assigned_is_moved_from_its_own_page(world, operated):
+    """No mapping leads to it."""
+    for name in ("alice", "bob"):
+        world.customer(name)
+    world.go_live()
+    session = world.session("TAG-9", energy_wh=8_000)
+    world.sync()
+    found = world._session(session).get()
+    client = operated(Role.OPERATOR)
+    path = f"/sessions/{found.pk}"
+    assert "Move to another subscription" not in main_of(client.get(path))
+    assert "Lago has nothing of this session" in main_of(client.get(f"{path}/move"))
+    review.assign(found.pk, customer="alice", subscription=None, note="her guest", by="test")
+    world.sync()
+    assert world.state_of(session) == ("confirmed", None)
+    assert f'href="{path}/move"' in client.get(path).content.decode()
+    page = main_of(client.get(f"{path}/move"))
+    assert "Where it is billed now" in page
+    assert "Billed to alice sub-alice 8.000" in page
+    assert "Who pays?" in main_of(client.post(f"{path}/move", {"do": "preview"}))
+    chosen = client.post(f"{path}/move", {"do": "show", "customer": "bob"})
+    assert 'value="sub-bob"' in chosen.content.decode()
+    already = client.post(f"{path}/move", {"do": "preview", "customer": "alice"})
+    assert "is billed to sub-alice already" in main_of(already)
+    preview = client.post(f"{path}/move", {"do": "preview", "customer": "bob"})
+    assert "1 session, 8.000 kWh , is billed to bob instead" in main_of(preview)
+    done = client.post(f"{path}/move", hidden(preview) | {"do": "move", "note": "bob's guest"}, follow=True)
+    assert done.redirect_chain[-1][0] == path
+    assert "1 session, 8.000 kWh, is moved" in main_of(done)
+    assert main_of(client.get(f"{path}/move")).count("Lago has nothing of this session") == 1
+    world.sync()
+    assert (world.lago_wh("sub-alice"), world.lago_wh("sub-bob")) == (0, 8_000)
+    world.assert_conserved()
+
+
 def test_ticks_stay_while_pages_turn_and_all_are_taken_in_portions(world, operated, monkeypatch):
-    monkeypatch.setattr("ocpp_billing.portal.mapping_move.AT_ONCE", 2)
+    monkeypatch.setattr("ocpp_billing.portal.moving.AT_ONCE", 2)
     monkeypatch.setattr("ocpp_billing.portal.mapping_move.ROWS", 2)
     world.payer("TAG-7", "alice")
     world.customer("bob")

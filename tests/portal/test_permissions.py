@@ -47,6 +47,7 @@ NEEDS: dict[str, tuple[Role | None, Role | None]] = {
     "/search": (VIEWER, None),
     "/sessions/<int:session_id>": (VIEWER, None),
     "/sessions/<int:session_id>/<slug:act>": (OPERATOR, OPERATOR),
+    "/sessions/<int:session_id>/move": (OPERATOR, OPERATOR),
     "/settings/audit": (ADMIN, None),
     "/settings/audit.csv": (ADMIN, None),
     "/settings/invitations/<int:invitation_id>/renew": (None, ADMIN),

@@ -120,6 +120,15 @@ def _plan(
     )
 
 
+def billed_to(session: ChargingSession) -> list[tuple[str, str, int]]:
+    """To whom a session is billed now: (customer, subscription, Wh); empty where it cannot be moved (yet)."""
+    try:
+        billed = _billed(session)
+    except MoveError:
+        return []
+    return [(customer, subscription, wh) for (customer, subscription), wh in sorted(billed.items())]
+
+
 def _billed(session: ChargingSession) -> dict[tuple[str, str], int]:
     """What is billed of a session, in Wh, by (customer, subscription).
 

@@ -22,6 +22,7 @@ from ocpp_billing.api.ledger import without_tag
 from ocpp_billing.billing.decide import read_facts
 from ocpp_billing.billing.explain import explain_session
 from ocpp_billing.billing.models import LagoSubscription, UsageEvent
+from ocpp_billing.billing.move import billed_to
 from ocpp_billing.billing.rules import Rule
 from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT
 from ocpp_billing.charging.models import ChargingSession, IdTag
@@ -29,7 +30,7 @@ from ocpp_billing.mappings.models import LagoCustomer
 from ocpp_billing.mappings.resolve import Inactive, Mapped, MappingInterval, resolve_mapping
 from ocpp_billing.mappings.store import load_family
 from ocpp_billing.portal import wording
-from ocpp_billing.portal.access import caller
+from ocpp_billing.portal.access import caller, person
 from ocpp_billing.portal.acts import find_session
 from ocpp_billing.portal.audit_words import ACTIONS
 from ocpp_billing.portal.decision_words import decision_says
@@ -77,6 +78,7 @@ def session(request: HttpRequest, session_id: int) -> HttpResponse:
         "events": events,
         "sends_nothing": not standing,
         "sent": any(event.attempts for event in standing),
+        "movable": person(request).is_operator and bool(billed_to(found)),
         "people": _people(found, sent, who),
         "raw": json.dumps(without_tag(found.raw, found.id_tag_text, who), indent=2, ensure_ascii=False),
         "flags": found.flags,

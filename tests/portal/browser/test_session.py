@@ -110,3 +110,24 @@ def test_a_stuck_one_that_was_billed_before_is_read_by_a_viewer_without_javascri
     assert "CARD" not in page.content()
     page = visit(f"/sessions/{billed.pk}", role=Role.OPERATOR)
     check_every_look(page)
+
+
+@pytest.mark.parametrize("scripted", [True, False], ids=["with JavaScript", "without"])
+def test_a_billed_session_is_moved_from_its_own_page(visit, now, scripted):
+    """Whoever let it be billed there. Without Lago it says so, and nothing is moved."""
+    session = ledger.add_session(now, energy_wh=44_000, state="confirmed", tag="CARD-A17F")
+    LagoCustomer.objects.create(external_id="alice", name="Alice Ampère", read_at=now)
+    page = visit(f"/sessions/{session.pk}", role=Role.OPERATOR, javascript=scripted)
+    page.get_by_role("link", name="Move to another subscription").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"Move session {session.steve_id}")
+    expect(page.get_by_text("44.000 kWh")).to_be_visible()
+    customer = page.get_by_role("combobox", name="Customer")
+    customer.or_(page.get_by_role("textbox", name="Customer")).fill("alice")
+    if scripted:
+        page.get_by_label("Subscription").focus()
+        expect(page.get_by_text("read from Lago")).to_be_visible()
+        expect(page.get_by_text("Lago cannot be asked now, and a move needs it.")).to_be_visible()
+        check_every_look(page)
+    page.get_by_role("button", name="Preview").last.click()
+    expect(page.get_by_text("Nothing was moved: a move needs Lago")).to_be_visible()
+    assert UsageEvent.objects.count() == 1
