@@ -958,6 +958,41 @@ def test_a_backup_lacks_what_is_not_committed_and_a_deletion_waits_for_it(steve)
     assert get(steve, "/transactions").ids == []
 
 
+def test_an_old_database_gives_deleted_numbers_at_the_end_out_again_after_a_restart(steve):
+    steve.add_tag("TAG-GONE")
+    first = charge(steve)
+    middle = charge(steve, tag="TAG-GONE", start=NOW - 5 * HOUR)
+    kept = charge(steve, start=NOW - 3 * HOUR)
+    gone = [charge(steve, tag="TAG-GONE", start=NOW - 2 * HOUR, box="CP-GONE", connector=n) for n in (1, 2)]
+    pk = steve.store.find_tag("TAG-GONE").pk
+    steve.delete_tag("TAG-GONE")
+    steve.delete_charge_box("CP-GONE")
+    steve.skip_ids(5)
+    steve.restart_database()
+    assert steve.add_tag("TAG-NEW").pk == pk
+    again = [charge(steve, tag="TAG-NEW", box="CP-NEW", start=NOW - n * MINUTE, stop_wh=5) for n in (9, 8)]
+    assert again == gone
+    assert get(steve, "/transactions").ids == [*reversed(again), kept, first]
+    assert transaction(steve, again[0])["ocppIdTag"] == "TAG-NEW"
+    assert steve.truth() == {first: 1000, kept: 1000, **dict.fromkeys(again, 5)}
+    lost = [(entry.transaction_id, entry.delivered_wh) for entry in steve.ledger() if not entry.visible]
+    assert sorted(lost) == [(number, 1000) for number in (middle, *gone)]
+
+
+def test_a_restart_ends_what_is_not_committed_and_changes_nothing_else(steve):
+    kept = charge(steve)
+    open_ = charge(steve, stop=None, start=NOW - 2 * MINUTE)
+    number = steve.start_transaction(BOX, 2, "TAG-A", NOW - HOUR, 0, committed=False)
+    steve.restart_database()
+    with pytest.raises(StoreError):
+        steve.commit(number)
+    assert get(steve, "/transactions").ids == [open_, kept]
+    assert charge(steve, start=NOW - MINUTE) == number
+    steve.delete_tag("TAG-A")
+    steve.restart_database()
+    assert charge(steve, tag="TAG-B") == 1
+
+
 def test_a_restore_needs_a_backup(steve):
     with pytest.raises(KeyError):
         steve.restore("never made")
@@ -1133,6 +1168,7 @@ def test_the_database_can_be_driven_from_another_process(steve):
     assert command(steve, "delete-tag", {"id_tag": "TAG-A"})[0] == 200
     assert command(steve, "online", {"charge_boxes": [BOX]})[1] == {"charge_boxes": [BOX]}
     assert command(steve, "load-recording", {"release": "3.9", "shift_s": 60})[1]["transactions"] == 18
+    assert command(steve, "restart-database")[0] == 200
     assert command(steve, "reset")[0] == 200
     assert get(steve, "/transactions").ids == []
 

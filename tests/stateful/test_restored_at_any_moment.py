@@ -1,7 +1,7 @@
 """StEvE comes back from a backup at any moment, again and again: each session is in the ledger once, as it is.
 
-Cars come and go, tags are deleted, the bridge reads in full or looks in between, backups are made and played
-back; in the end the ledger knows every session that StEvE shows, and has forgotten none that it ever showed.
+Cars come and go, some of their sessions show up late, tags are deleted and their last sessions' numbers given out
+again, the bridge reads in full or looks in between, backups are made and played back; in the end the ledger knows every session that StEvE shows, and has forgotten none that it ever showed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Days:
         self.acts = {
             self.start: 6, self.stop: 5, self.whole: 4, self.watch: 6, self.read: 4,
             self.start_slowly: 2, self.commit: 2,
-            self.back_up: 2, self.play_back: 2, self.delete_tag: 0.3, self.wait: 1,
+            self.back_up: 2, self.play_back: 2, self.delete_tag: 0.3, self.restart: 0.5,
+            self.wait: 1,
         }  # fmt: skip
 
     def play(self) -> None:
@@ -125,6 +126,11 @@ class Days:
     def delete_tag(self) -> None:
         with suppress(KeyError):  # it is gone, and nobody came with it since
             self.world.steve.delete_tag(self.draw.choice(TAGS))
+
+    def restart(self) -> None:
+        """The database is an old one: it gives out again what was deleted at the end."""
+        self.world.steve.restart_database()
+        self.uncommitted.clear()
 
     def wait(self) -> None:
         self.world.clock.advance(LONG)

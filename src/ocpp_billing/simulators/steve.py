@@ -308,6 +308,14 @@ class SteveSimulator(SimulatedServer):
         with self.lock:
             self.central.store = self.store.restored(self._snapshots[name])
 
+    def restart_database(self) -> None:
+        """Restart MySQL 5.7 or older: numbers at the end that were deleted are given out again.
+
+        Newer databases remember the counter; there nothing happens.
+        """
+        with self.lock:
+            self.store.restart()
+
     def reset(self) -> None:
         """A new, empty database: ids begin at 1. The truth about what was there is kept."""
         with self.lock:

@@ -20,7 +20,7 @@ POST online                     charge_boxes: the whole list
 POST skip-ids                   count
 POST inject                     raw, [transaction_id]
 POST snapshot, restore          [name]
-POST reset
+POST restart-database, reset
 POST generate                   count, [seed], [days], [open_count], [stuck_count], [tag_count], [end]
 POST load-recording             [release], [state], [shift_s]
 GET ledger, state, operations
@@ -92,6 +92,7 @@ def _silent_acts(simulator: SteveSimulator) -> dict[str, Callable[[Body], None]]
         "delete-charge-box": lambda body: simulator.delete_charge_box(**body),
         "snapshot": lambda body: simulator.snapshot(**body),
         "restore": lambda body: simulator.restore(**body),
+        "restart-database": lambda body: simulator.restart_database(**body),
         "reset": lambda body: simulator.reset(**body),
     }
 

@@ -257,6 +257,45 @@ class SteveStore:
         store.lost += [replace(entry, visible=False) for entry in gone]
         return store
 
+    def restart(self) -> None:
+        """The database is restarted, and as old as MySQL 5.7: it counts on from the highest number there is.
+
+        So numbers that were deleted at the end of a table are given out again.
+        """
+        for row in list(self.uncommitted):
+            self.roll_back(row)
+        left = len(self.ids)
+        while left and not self.alive[left - 1]:
+            left -= 1
+        self.lost += [self._entry(row) for row in range(left, len(self.ids)) if row not in self.rolled_back]
+        self.rolled_back = {row for row in self.rolled_back if row < left}
+        self.raw = {row: raw for row, raw in self.raw.items() if row < left}
+        for column in self._columns():
+            del column[left:]
+        connectors = (self.connectors[index].pk for index in self._connector_index.values())
+        self.next_transaction_pk = self.ids[-1] + 1 if left else 1
+        self.next_tag_pk = max(self.tags, default=0) + 1
+        self.next_charge_box_pk = max((pk for pk, _ in self.charge_boxes.values()), default=0) + 1
+        self.next_connector_pk = max(connectors, default=0) + 1
+
+    def _columns(self) -> tuple[array[int], ...]:
+        return (
+            self.ids,
+            self.connector_of,
+            self.tag_text_of,
+            self.start_ms,
+            self.start_wh,
+            self.start_event_ms,
+            self.stop_ms,
+            self.stop_wh,
+            self.stop_event_ms,
+            self.actor,
+            self.reason,
+            self.delivered_wh,
+            self.ended,
+            self.alive,
+        )
+
     # -- charge boxes and connectors -----------------------------------------------------------
 
     def charge_box(self, charge_box_id: str) -> tuple[int, str]:
@@ -586,20 +625,22 @@ class SteveStore:
         """Every transaction that ever was, with what was really delivered."""
         yield from self.lost
         for row in range(len(self.ids)):
-            if row in self.uncommitted or row in self.rolled_back:
-                continue
-            connector = self.connectors[self.connector_of[row]]
-            yield LedgerEntry(
-                transaction_id=self.ids[row],
-                charge_box_id=connector.charge_box_id,
-                connector_id=connector.connector_id,
-                id_tag=self.tag_texts[self.tag_text_of[row]],
-                started_ms=_or_none(self.start_ms[row]),
-                start_wh=_or_none(self.start_wh[row]),
-                delivered_wh=_or_none(self.delivered_wh[row]),
-                stopped=bool(self.ended[row]),
-                visible=bool(self.alive[row]),
-            )
+            if row not in self.uncommitted and row not in self.rolled_back:
+                yield self._entry(row)
+
+    def _entry(self, row: int) -> LedgerEntry:
+        connector = self.connectors[self.connector_of[row]]
+        return LedgerEntry(
+            transaction_id=self.ids[row],
+            charge_box_id=connector.charge_box_id,
+            connector_id=connector.connector_id,
+            id_tag=self.tag_texts[self.tag_text_of[row]],
+            started_ms=_or_none(self.start_ms[row]),
+            start_wh=_or_none(self.start_wh[row]),
+            delivered_wh=_or_none(self.delivered_wh[row]),
+            stopped=bool(self.ended[row]),
+            visible=bool(self.alive[row]),
+        )
 
 
 def _or_none(number: int) -> int | None:

@@ -137,8 +137,9 @@ class Recorder:
 
 def _says_restored(last: int) -> str:
     return (
-        f"StEvE was restored from a backup: ids after {last} mean new sessions now. Check that the sessions "
-        "on both sides of it look right, then resume."
+        f"StEvE was restored from a backup: ids after {last} mean new sessions now. (Where the last sessions "
+        "were deleted, an old database gives their ids out again when it is restarted.) Check that the "
+        "sessions on both sides of it look right, then resume."
     )
 
 
