@@ -21,7 +21,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Balance, read_balance
 from ocpp_billing.billing.models import Decision, UsageEvent
-from ocpp_billing.billing.parts import BESIDE_EVENTS
+from ocpp_billing.billing.parts import DIFFERS
 from ocpp_billing.charging.models import ChargingSession, MalformedRow, SessionState
 from ocpp_billing.config import Config, load_config
 from ocpp_billing.effects import install_hook
@@ -438,7 +438,7 @@ class World:
         beside = ChargingSession.objects.filter(
             rest_state__isnull=False, pk__in=UsageEvent.objects.exclude(state="void").values("session_id")
         )
-        assert set(beside.values_list("rest_reason", flat=True)) <= set(BESIDE_EVENTS)
+        assert set(beside.values_list("rest_reason", flat=True)) <= {*DIFFERS, "undecided"}
 
 
 TAKEN = ("accepted", "confirmed")

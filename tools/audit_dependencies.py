@@ -11,6 +11,8 @@ build must not depend on it, and the next one asks again.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,10 +64,14 @@ def read_report(report: dict[str, Any]) -> Audit:
 
 def ask(programs: Path) -> Audit | None:
     """Ask about the locked dependencies of the product, without those of its tests; None = no answer."""
+    # ./run keeps a uv beside the other programs only where the machine has none.
+    uv = shutil.which("uv", path=f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
+    if uv is None:
+        return None
     with tempfile.TemporaryDirectory() as folder:
         locked = Path(folder) / "requirements.txt"
         export = [
-            programs / "uv",
+            uv,
             "export",
             "--frozen",
             "--no-dev",
@@ -73,7 +79,11 @@ def ask(programs: Path) -> Audit | None:
             "--no-hashes",
             "--quiet",
         ]
-        subprocess.run([*export, "--output-file", locked], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        made = subprocess.run(  # noqa: S603 - our own arguments
+            [*export, "--output-file", locked], cwd=ROOT, check=False, stdout=subprocess.DEVNULL
+        )
+        if made.returncode:
+            return None
         with locked.open("a", encoding="utf-8") as file:
             file.write(f"{KNOWN_NAME}=={KNOWN_VERSION}\n")
         command = [programs / "pip-audit", "--requirement", locked, "--disable-pip", "--no-deps"]
@@ -87,7 +97,7 @@ def ask(programs: Path) -> Audit | None:
                 check=False,
             )
             return read_report(json.loads(done.stdout))
-        except (subprocess.TimeoutExpired, json.JSONDecodeError):
+        except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError):
             return None
 
 
@@ -98,7 +108,7 @@ def verdict(audit: Audit | None) -> tuple[int, str]:
     if audit is None or not audit.works:
         return 0, (
             "WARNING: dependencies were NOT AUDITED: the vulnerability service of the package index cannot "
-            "be asked from here."
+            "be asked from here, or a program for it is missing."
         )
     if audit.unasked:
         return 0, f"WARNING: {len(audit.unasked)} dependencies were NOT AUDITED: {', '.join(audit.unasked)}"

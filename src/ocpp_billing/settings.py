@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +17,6 @@ try:
 except ConfigError as error:
     raise ImproperlyConfigured(str(error)) from error
 
-PACKAGE = Path(__file__).parent
 AUTH = urlsplit(CONFIG.auth_url)
 HTTPS = AUTH.scheme == "https"
 

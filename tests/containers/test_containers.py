@@ -91,6 +91,14 @@ def test_the_user_named_services_are_there_and_wait_for_what_they_need():
             build_parser().parse_args(test[2:])
 
 
+def test_the_image_is_built_once_and_asked_of_no_registry():
+    assert [name for name, service in OF_THE_PRODUCT.items() if "build" in service] == ["migrate"]
+    assert {service["image"] for service in OF_THE_PRODUCT.values()} == {
+        "ocpp-billing-sync:${IMAGE_TAG:-latest}"
+    }
+    assert {service["pull_policy"] for service in OF_THE_PRODUCT.values()} == {"never"}
+
+
 def test_the_portal_is_published_on_this_machine_only_by_default():
     (port,) = SERVICES["app"]["ports"]
     assert interpolated(port) == "127.0.0.1:8000:8000"

@@ -112,12 +112,6 @@ def all_parted(chosen: LedgerFilter) -> Iterator[PartedSession]:
         before = rows[-1].session.session_id
 
 
-def parts_of(source: str, session_ids: Sequence[int]) -> dict[int, list[Part]]:
-    """All parts of these sessions."""
-    with connection.cursor() as cursor:
-        return _read_parts(cursor, LedgerFilter(source=source), session_ids)
-
-
 def total_parts(chosen: LedgerFilter) -> PartTotals:
     """What a filter comes to, by state; from the counters of the balance where it is about all sessions."""
     whole = not _asks_for_parts(chosen)
@@ -219,7 +213,6 @@ def _other_part(chosen: LedgerFilter) -> str:
 # Why a rest can stand beside events (events.settle, outbox.hold_difference): it waits for a decision or a
 # person, or a person settled it.
 DIFFERS = ("changed_after_billing", "refund_by_credit_note", "by_operator", "credited")
-BESIDE_EVENTS = (*DIFFERS, "undecided")
 
 # Only these can have a part that is counted elsewhere: a correction or a move has a number above 1; the
 # others have a rest beside an event. Each is found by an index of its own.

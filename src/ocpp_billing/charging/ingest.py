@@ -59,6 +59,13 @@ class IngestCounts:
         self.malformed += other.malformed
         self.strangers += other.strangers
 
+    def by_name(self) -> dict[str, int]:
+        """The figures that a run keeps."""
+        return {"discovered": self.discovered, "changed": self.changed, "malformed": self.malformed}
+
+    def __str__(self) -> str:
+        return f"{self.discovered} sessions discovered, {self.changed} changed, {self.malformed} set aside"
+
 
 def ingest_transactions(
     cursor: Any,

@@ -40,7 +40,6 @@ FRONT_DOOR_TIMEOUT_S = 5.0
 # Variables that begin like this are meant for us, or are a misspelling of one that is.
 OUR_PREFIXES = ("STEVE_", "LAGO_", "SYNC_", "DELIVERY_", "BILLING_", "OCPP_BILLING_", "ALERT_", "AUTH_")
 RESEMBLES = 0.8
-AWAY = "The database cannot be used"
 
 
 def look_at_settings(config: Config, environment: Mapping[str, str]) -> list[Finding]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
+    from ocpp_billing.lago.client import LagoClient
+    from ocpp_billing.steve.client import SteveClient
+
 log = get_logger(__name__)
 
 # Tells those who follow a run that it began, got on or ended.
@@ -85,6 +88,14 @@ class RunJournal:
         for problem in error.problems:
             self.failed("settings", ConfigError([problem]))
         return self.finish(delivery)
+
+    @contextmanager
+    def counting_calls(self, steve: SteveClient, lago: LagoClient) -> Iterator[None]:
+        """Count what StEvE and Lago are asked meanwhile."""
+        before = (steve.calls, lago.calls)
+        yield
+        self.counts["steve_calls"] = steve.calls - before[0]
+        self.counts["lago_calls"] = lago.calls - before[1]
 
     def left(self, message: str) -> None:
         """Something is left for the next run."""

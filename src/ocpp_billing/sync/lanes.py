@@ -67,19 +67,17 @@ def take_up(
         StoppedError: when the process is to stop.
     """
     source = config.steve_source
-    before = (steve.calls, lago.calls)
     break_leases(source, journal.fence)
     directory = LagoDirectory(lago, config.lago_metric_code)
-    if found is not None:
-        record(config, found, journal)
-    decide(config, directory, journal, ask_again=False)
-    if _is_over(dues.queued_until(), clock.now()):
-        deliver(config, lago, directory, journal)
-    if _is_over(dues.confirmation_at(), began := clock.now()):
-        confirm(config, lago, directory, journal)
-        dues.confirmed(began, took=clock.now() - began)
-    journal.counts["steve_calls"] = steve.calls - before[0]
-    journal.counts["lago_calls"] = lago.calls - before[1]
+    with journal.counting_calls(steve, lago):
+        if found is not None:
+            record(config, found, journal)
+        decide(config, directory, journal, ask_again=False)
+        if _is_over(dues.queued_until(), clock.now()):
+            deliver(config, lago, directory, journal)
+        if _is_over(dues.confirmation_at(), began := clock.now()):
+            confirm(config, lago, directory, journal)
+            dues.confirmed(began, took=clock.now() - began)
     return journal.finish(control.read_status(config).mode)
 
 
@@ -96,15 +94,8 @@ def record(config: Config, found: Look, journal: RunJournal) -> None:
                 discovery.record = recorder
                 _look_for_evidence(config, found, journal)
         finally:
-            counts = recorder.found
-            recorded |= {"discovered": counts.discovered, "changed": counts.changed}
-            recorded |= {"malformed": counts.malformed}
-    if counts.discovered or counts.changed or counts.malformed:
-        journal.say(
-            "record.done",
-            f"{counts.discovered} sessions discovered, {counts.changed} changed, "
-            f"{counts.malformed} set aside",
-        )
+            recorded.update(recorder.found.by_name())
+    recorder.say_what_came(journal)
 
 
 def _look_for_evidence(config: Config, found: Look, journal: RunJournal) -> None:

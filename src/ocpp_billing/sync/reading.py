@@ -49,7 +49,6 @@ PROBED_AT_LEAST_EVERY = timedelta(days=2)
 def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal) -> None:
     """Read what may be new or changed, and write each answer down before the next question."""
     recorder = Recorder(config.steve_source, journal.fence)
-    found = recorder.found
     with journal.step("discover", SteveError, AnotherSteveError), journal.step("record") as recorded:
         try:
             with effect("db commit source"):
@@ -75,18 +74,10 @@ def discover_and_record(config: Config, steve: SteveClient, journal: RunJournal)
                     discovery.settle_strangers()
                 _read_tags(source.name, discovery, journal)
         finally:
-            recorded |= {
-                "discovered": found.discovered,
-                "changed": found.changed,
-                "malformed": found.malformed,
-            }
-    if found.discovered >= GROWN_MUCH:
+            recorded.update(recorder.found.by_name())
+    if recorder.found.discovered >= GROWN_MUCH:
         refresh_statistics("charging_session", "id_tag")
-    if found.discovered or found.changed or found.malformed:
-        journal.say(
-            "record.done",
-            f"{found.discovered} sessions discovered, {found.changed} changed, {found.malformed} set aside",
-        )
+    recorder.say_what_came(journal)
 
 
 @dataclass(slots=True)
@@ -104,6 +95,11 @@ class Recorder:
     fence: Fence
     found: IngestCounts = field(default_factory=IngestCounts)
     counted: int = 0
+
+    def say_what_came(self, journal: RunJournal) -> None:
+        """A line in the log of the run, if anything came."""
+        if any(self.found.by_name().values()):
+            journal.say("record.done", str(self.found))
 
     def __call__(
         self,

@@ -14,23 +14,21 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ocpp_billing.billing import control
-from ocpp_billing.billing.adopt import pause_where_history_is_unknown
 from ocpp_billing.billing.balance import keep_counters
 from ocpp_billing.billing.confirm import confirm_events
 from ocpp_billing.billing.decide import decide_sessions
-from ocpp_billing.billing.deliver import Courier
 from ocpp_billing.billing.late import look_for_what_was_given_up
-from ocpp_billing.billing.outbox import break_leases, unfinished
+from ocpp_billing.billing.outbox import break_leases
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.directory import LagoDirectory
-from ocpp_billing.lago.errors import Forbidden, LagoError, Unauthorised
+from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.sync.policy import ask_again_where_causes_may_be_gone, policy_of
 from ocpp_billing.sync.reading import discover_and_record
+from ocpp_billing.sync.sending import send_queued
 
 if TYPE_CHECKING:
     from ocpp_billing.config import Config
     from ocpp_billing.lago.client import LagoClient
-    from ocpp_billing.lago.wire import Organization
     from ocpp_billing.steve.client import SteveClient
     from ocpp_billing.sync.journal import RunJournal
     from ocpp_billing.sync.models import SyncRun
@@ -48,19 +46,17 @@ def synchronize(config: Config, steve: SteveClient, lago: LagoClient, journal: R
     Raises:
         FenceError: when another worker has taken over.
     """
-    before = (steve.calls, lago.calls)
     control.apply_billing_start(config)
     break_leases(config.steve_source, journal.fence)
     directory = LagoDirectory(lago, config.lago_metric_code)
 
-    discover_and_record(config, steve, journal)  # sync/reading.py
-    decide(config, directory, journal)
-    deliver(config, lago, directory, journal)
-    confirm(config, lago, directory, journal)
-    account(config, journal)
+    with journal.counting_calls(steve, lago):
+        discover_and_record(config, steve, journal)  # sync/reading.py
+        decide(config, directory, journal)
+        deliver(config, lago, directory, journal)
+        confirm(config, lago, directory, journal)
+        account(config, journal)
 
-    journal.counts["steve_calls"] = steve.calls - before[0]
-    journal.counts["lago_calls"] = lago.calls - before[1]
     return journal.finish(control.read_status(config).mode)
 
 
@@ -88,59 +84,9 @@ def decide(config: Config, directory: LagoDirectory, journal: RunJournal, *, ask
 def deliver(config: Config, lago: LagoClient, directory: LagoDirectory, journal: RunJournal) -> None:
     """Send what is queued, if billing is live and Lago is who it was."""
     with journal.step("deliver", LagoError, control.ControlError) as counted:
-        status, organization = _check_counterpart(config, lago)
-        if status.mode != "live":
-            return
-        pause_where_history_is_unknown(config, lago)
-        courier = Courier(
-            client=lago,
-            directory=directory,
-            source=config.steve_source,
-            redecide=lambda: decide(config, directory, journal),
-            fence=journal.fence,
-            events_store=organization.events_store,
-            events_per_second=config.delivery_events_per_second,
-            concurrency=config.delivery_concurrency,
+        send_queued(  # sync/sending.py
+            config, lago, directory, journal, counted, lambda: decide(config, directory, journal)
         )
-        try:
-            courier.deliver()
-        finally:
-            counts = courier.counts
-            counted |= {"accepted": counts.accepted, "rejected": counts.rejected}
-            counted |= {"held": counts.held}
-            if counts.given_up:
-                journal.say(
-                    "deliver.given_up",
-                    f"{counts.given_up} usage events given up: Lago never got them and would not bill them "
-                    "any more. Their sessions are decided anew.",
-                )
-        if courier.unauthorised:
-            reason = f"{courier.stopped}. Put a LAGO_API_KEY in place that may write events, then resume."
-            control.pause(config, by=control.BY_ITSELF, reason=reason)
-            raise control.ControlError(reason)
-        if courier.stopped is not None:
-            raise control.ControlError(f"Delivery stopped: {courier.stopped}. What is queued stays queued.")
-        if left := unfinished(config.steve_source):
-            journal.left(f"{left} usage events wait for another attempt")
-
-
-def _check_counterpart(config: Config, lago: LagoClient) -> tuple[control.DeliveryStatus, Organization]:
-    """Make sure that the key is valid and belongs to the organisation that this ledger bills into.
-
-    Returns:
-        Whether usage events are sent to it, and what it says of itself.
-
-    Raises:
-        ControlError: when it is another organisation's; delivery is paused then.
-        LagoError: when Lago cannot be asked; delivery is paused when it refuses the key.
-    """
-    try:
-        organization = lago.organization()
-    except (Unauthorised, Forbidden) as error:
-        control.pause_for_refused_key(config, str(error))
-        raise
-    status = control.pin_organization(config, organization)
-    return control.resume_after_refused_key(config, status), organization
 
 
 # -- 5: confirm ----------------------------------------------------------------------------------------
