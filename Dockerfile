@@ -37,6 +37,6 @@ USER 10001:10001
 WORKDIR /opt/ocpp-billing
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["ocpp-billing", "healthy", "web"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 CMD ["ocpp-billing", "healthy", "web"]
 ENTRYPOINT ["/opt/ocpp-billing/bin/ocpp-billing"]
 CMD ["web", "--host", "0.0.0.0"]
