@@ -634,6 +634,25 @@ def test_a_manual_stop_takes_the_next_start_where_there_are_no_meter_values(stev
     }
 
 
+@pytest.mark.parametrize("release", ["3.7"])
+def test_a_manual_stop_of_a_session_without_start_needs_a_meter_value_for_its_time(steve):
+    late = "2038-01-19T03:14:08Z"
+    alone, before_another, measured = (
+        steve.start_transaction(BOX, connector, "TAG-A", late, 100) for connector in (1, 2, 3)
+    )
+    charge(steve, connector=2, start_wh=900)
+    steve.meter_values(BOX, 3, [sample(5, "700")], measured)
+    for transaction_id in (alone, before_another, measured):
+        steve.manual_stop(transaction_id)
+    assert get(steve, "/transactions?type=ACTIVE").ids == [before_another, alone]
+    stopped = transaction(steve, measured)
+    assert (stopped["startTimestamp"], stopped["stopTimestamp"]) == (None, at(NOW - 5 * MINUTE))
+    assert stop_of(steve, measured) == ("700", "manual")
+    assert [failed["why"] for failed in steve.central.state()["failed_stops"]] == ["a stop needs a time"] * 2
+    tick(steve)
+    assert steve.stop_transaction(alone, BOX, NOW, 800) is None
+
+
 def sample(minutes_ago, value, **more):
     return Sample(NOW - minutes_ago * MINUTE, value, **more)
 

@@ -551,6 +551,31 @@ def test_a_phase_that_steve_takes_for_the_total_is_not_believed(live):
     assert live.state_of(session) == ("held", "manual_stop_without_evidence")
 
 
+@pytest.mark.parametrize("release", ["3.7.1"])
+def test_a_session_without_start_that_is_closed_by_hand_is_held_or_stays_stuck(live):
+    """Row 27: StEvE writes the last meter value and its time, and without one it cannot write a stop at all."""
+    beyond = datetime(2040, 1, 1, tzinfo=UTC)
+    measured = live.start("TAG-ALICE", at=beyond, meter_wh=1_000)
+    send_values(live, measured, (HOUR, 9_000))
+    silent = live.start("TAG-ALICE", "CP-2", at=beyond, meter_wh=1_000)
+    others = live.session("TAG-ALICE", "CP-3", energy_wh=500)
+    live.sync()
+    live.steve.manual_stop(measured)
+    live.steve.manual_stop(silent)
+    live.clock.advance(4 * DAY)
+    assert live.sync().status == "completed"
+    assert (live.state_of(measured), row(measured).rest_wh) == (("held", "clock_skew"), 8_000)
+    assert live.state_of(silent) == ("stuck", None)
+    assert live.state_of(others) == ("confirmed", None)
+    live.clock.advance(MINUTE)
+    assert live.stop(silent, "CP-2", at=timedelta(), meter_wh=3_000) is None
+    live.clock.advance(HOUR)
+    live.sync()
+    assert (live.state_of(silent), row(silent).rest_wh) == (("held", "clock_skew"), 2_000)
+    assert live.lago_wh() == 500
+    live.assert_conserved()
+
+
 @with_details
 def test_values_that_were_read_the_moment_the_stop_turned_up_are_read_once_more(live):
     """StEvE stores a stop before the meter values that belong to it."""

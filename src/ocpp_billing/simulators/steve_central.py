@@ -199,8 +199,7 @@ class CentralSystem:
             self._note_truth(row, meter_wh, delivered_wh)
         error = self._stop_error(row, box_pk, stop_ms, meter_wh, id_tag, samples)
         if row is None or error is not None:
-            failed = {"transaction_id": transaction_id, "charge_box": charge_box, "stop_ms": stop_ms}
-            store.failed_stops.append({**failed, "stop_wh": meter_wh, "why": error})
+            self._set_aside(transaction_id, stop_ms, meter_wh, error, charge_box)
             return error
         event_ms = self.event_ms()
         # The view shows the stop with the latest time of arrival.
@@ -209,6 +208,17 @@ class CentralSystem:
         for sample in samples:
             store.add_value(store.connector_of[row], MeterValue.of(sample, transaction_id))
         return None
+
+    def _set_aside(
+        self,
+        transaction_id: int,
+        stop_ms: int | None,
+        stop_wh: int,
+        why: str | None,
+        charge_box: str | None = None,
+    ) -> None:
+        failed = {"transaction_id": transaction_id, "charge_box": charge_box, "stop_ms": stop_ms}
+        self.store.failed_stops.append({**failed, "stop_wh": stop_wh, "why": why})
 
     def _note_truth(self, row: int, meter_wh: int, delivered_wh: int | None) -> None:
         store = self.store
@@ -290,7 +300,8 @@ class CentralSystem:
 
         Already stopped: nothing happens. Else the last energy value and its time; without one the
         start of the connector's next transaction, and its register when that is higher than ours;
-        without that, our own start (no energy, no duration).
+        without that, our own start (no energy, no duration). Where that start is null (3.7.1), nothing comes
+        next, and the database refuses a stop without time: it is set aside, the transaction stays open.
 
         Raises:
             UnknownTransactionError: when there is no such transaction.
@@ -309,6 +320,9 @@ class CentralSystem:
         elif following is not None:
             stop_ms = store.start_ms[following]
             stop_wh = max(stop_wh, store.start_wh[following])
+        if stop_ms == UNSET:
+            self._set_aside(transaction_id, None, stop_wh, "a stop needs a time")
+            return
         store.set_stop(row, stop_ms, stop_wh, None, MANUAL, self.event_ms())
 
     def _last_energy_value(self, row: int) -> MeterValue | None:
