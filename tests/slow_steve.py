@@ -52,8 +52,8 @@ class SlowSteve(SteveClient):
         self.seconds: dict[str, float] = {}
         super().__init__(settings, clock=lambda: self.spent_s)
 
-    def _exchange(self, method: str, base: str, target: str, accept: str) -> Any:
-        answer = super()._exchange(method, base, target, accept)
+    def _exchange(self, method: str, base: str, target: str, headers: Any) -> Any:
+        answer = super()._exchange(method, base, target, headers)
         asked = parse_qs(urlsplit(target).query)
         kind = next((kind for kind, of in KINDS if of(target, asked)), "other")
         rows = answer.body.count(b'"chargeBoxPk"')

@@ -117,6 +117,13 @@ def test_the_api_key_header_can_have_another_name():
         assert call(steve, "GET", "/api/v1/transactions", headers={"STEVE-API-KEY": "s"}).status == 401
 
 
+@pytest.mark.parametrize("release", ["3.7", "3.14"])
+def test_an_open_api_answers_anybody(release):
+    with SteveSimulator(release, is_open=True, api_enabled=False) as steve:
+        for headers in ({}, {"STEVE-API-KEY": "wrong"}):
+            assert call(steve, "GET", "/api/v1/transactions", headers=headers).json == []
+
+
 def test_a_disabled_api_is_an_html_500_up_to_3_7_and_a_401_after():
     with SteveSimulator("3.7", api_enabled=False) as old, SteveSimulator("3.8", api_enabled=False) as new:
         answer = get(old, "/transactions")
@@ -386,6 +393,21 @@ def test_several_ids_are_a_list_from_3_11_and_a_trap_before(steve, release):
         assert comma.status == 400
         assert repeated.ids == [ids[0]]
         assert boxes.ids == []
+
+
+@pytest.mark.parametrize("release", ["3.10", "3.11", "3.14"])
+@pytest.mark.parametrize(
+    "query", ["transactionPk=1,,2", "transactionPk=1,", "transactionPk=1&transactionPk="]
+)
+def test_an_id_that_is_missing_in_a_list_is_refused(steve, release, query):
+    charge(steve)
+    refused = (400, "Error understanding the request")
+    answer = get(steve, f"/transactions?{query}")
+    if release == "3.10" and "&" in query:  # the first of several counts
+        assert answer.ids == [1]
+    else:
+        assert (answer.status, answer.json["message"]) == refused
+    assert get(steve, "/transactions?transactionPk=").ids == [1]
 
 
 @every_release
@@ -876,6 +898,12 @@ def test_numbers_are_used_up_by_starts_and_failures(steve):
     charge(steve)
     send(steve, "POST", "/ocppTags", {"idTag": "TAG-A"})
     assert steve.add_tag("NEXT").pk == 5
+
+
+def test_no_order_of_tags_is_promised(steve):
+    steve.add_tag("TAG-C")
+    steve.set_parent("TAG-A", "TAG-C")
+    assert [tag["idTag"] for tag in get(steve, "/ocppTags").json] == ["TAG-B", "TAG-C", "TAG-A"]
 
 
 def test_the_parent_of_a_tag_can_change(steve):

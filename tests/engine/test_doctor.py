@@ -81,6 +81,21 @@ def test_all_is_well_on_every_release_and_nothing_is_changed(live, doctor, relea
     assert {request["method"] for request in live.steve.requests} == {"GET"}
 
 
+@pytest.mark.parametrize("release", ["3.7", "3.14"])
+def test_an_api_that_lets_anybody_in_is_a_warning(live, doctor, release):
+    assert "open_api" not in by_code(doctor()[1])
+    live.steve.api.is_open = True
+    found = by_code(doctor()[1])["open_api"]
+    assert found["level"] == "warning"
+    assert found["says"].startswith("The API answers without credentials: ")
+    assert "nobody else can reach it" in found["do"]
+
+
+def test_a_page_to_sign_in_is_no_open_api(live, doctor):
+    live.steve.add_fault(Fault("html", path="transactionPk=0", status=200, skip=1))
+    assert "open_api" not in by_code(doctor()[1])
+
+
 def count_rows():
     with connection.cursor() as cursor:
         cursor.execute(

@@ -33,6 +33,7 @@ def look_at_steve(config: Config, steve: SteveClient, *, with_ledger: bool) -> l
         latest = KnownSessions(config.steve_source).latest_ids(IDENTITY_SAMPLE) if with_ledger else []
         capabilities = probe(steve, latest[0] if latest else None)
         found += judge_capabilities(config, capabilities)
+        found += judge_openness(is_open=steve.lets_anybody_in())
         if latest:
             found.append(_identity(config, steve, capabilities, latest))
     except SteveError as error:
@@ -99,16 +100,23 @@ def judge_capabilities(config: Config, capabilities: Capabilities) -> list[Findi
                     "Take STEVE_RELEASE away, or set it to the release that runs.",
                 )
             )
-    if capabilities.auth == "none":
-        found.append(
-            warning(
-                "StEvE",
-                "open_api",
-                "The API answers without credentials, or a proxy adds them.",
-                "Make sure that nobody else can reach it: whoever can may close sessions.",
-            )
-        )
     return found
+
+
+def judge_openness(*, is_open: bool) -> list[Finding]:
+    """Whether whoever reaches the API may use it."""
+    if not is_open:
+        return []
+    return [
+        warning(
+            "StEvE",
+            "open_api",
+            "The API answers without credentials: StEvE up to 3.7 runs with its development or test profile, "
+            "or a proxy adds them.",
+            "Run StEvE with its production profile, and make sure that nobody else can reach it: whoever can "
+            "may delete tags, and with them all their sessions, and close sessions from 3.12 on.",
+        )
+    ]
 
 
 def _identity(config: Config, steve: SteveClient, capabilities: Capabilities, latest: list[int]) -> Finding:

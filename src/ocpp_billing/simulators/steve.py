@@ -63,6 +63,7 @@ class SteveSimulator(SimulatedServer):
         password: str = DEFAULT_PASSWORD,
         api_key_header: str = DEFAULT_HEADER,
         api_enabled: bool = True,
+        is_open: bool = False,
         context_path: str = "/steve",
         cost_model: CostModel | bool | float = False,
         host: str = "127.0.0.1",
@@ -76,6 +77,8 @@ class SteveSimulator(SimulatedServer):
             password: their API password (≥3.8), or the API key (≤3.7).
             api_key_header: name of the header (≤3.7).
             api_enabled: False: no key or API password was ever set.
+            is_open: nobody is asked for credentials: the development and test profiles up to 3.7, or a proxy
+                that adds them.
             context_path: ``/steve`` by default, may be empty.
             cost_model: take as long as a real server; a number multiplies the times.
             host: interface to listen on.
@@ -97,6 +100,7 @@ class SteveSimulator(SimulatedServer):
             password=password,
             api_key_header=api_key_header,
             api_enabled=api_enabled,
+            is_open=is_open,
             context_path=context_path,
             cost_model=_cost_model(cost_model),
         )

@@ -103,6 +103,8 @@ class SteveApi:
     Attributes:
         operations: remote operations that were sent to a charge point, in order.
         online: charge boxes that take remote operations.
+        is_open: nobody is asked for credentials: the development and test profiles up to 3.7, and any release
+            behind a proxy that adds them.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class SteveApi:
         password: str,
         api_key_header: str,
         api_enabled: bool,
+        is_open: bool,
         context_path: str,
         cost_model: CostModel | None,
     ) -> None:
@@ -124,6 +127,7 @@ class SteveApi:
         self.password = password
         self.api_key_header = api_key_header
         self.api_enabled = api_enabled
+        self.is_open = is_open
         self.context_path = context_path
         self.cost_model = cost_model
         self.online: set[str] = set()
@@ -219,6 +223,8 @@ class SteveApi:
 
     def _authenticate(self, request: Request) -> Response | None:
         """The refusal, or None when the request may pass."""
+        if self.is_open:
+            return None
         if not self.release.basic_auth:
             return self._check_api_key(request)
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -407,7 +413,7 @@ class SteveApi:
     def _tags(self, request: Request) -> Response:
         keep = self._tag_filter(request)
         store, counts = self.central.store, self.central.store.active_counts()
-        tags = [tag for _, tag in sorted(store.tags.items()) if keep(tag, counts.get(tag.pk, 0))]
+        tags = [tag for tag in store.tags.values() if keep(tag, counts.get(tag.pk, 0))]
         objects = [
             tag_object(tag, store, counts.get(tag.pk, 0), self.release) | store.tag_faces.get(tag.pk, {})
             for tag in tags

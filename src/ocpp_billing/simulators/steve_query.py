@@ -129,10 +129,15 @@ def _values(request: Request, name: str) -> list[str]:
 
 
 def _integers(request: Request, name: str, release: Release) -> frozenset[int]:
-    """≥3.11: a list; before: one integer, the first of several, and a comma is an error."""
+    """≥3.11: a list without blank places; before: one integer, the first of several, no comma."""
     texts = _values(request, name) if release.list_filters else request.all(name)[:1]
-    numbers = (as_integer(text) for text in texts)
-    return frozenset(number for number in numbers if number is not None)
+    if texts == [""]:
+        return frozenset()
+    numbers = frozenset(as_integer(text) for text in texts)
+    given = frozenset(number for number in numbers if number is not None)
+    if release.list_filters and given != numbers:
+        raise BadParameterError
+    return given
 
 
 def _texts(request: Request, name: str, release: Release) -> frozenset[str]:

@@ -1,8 +1,8 @@
 """What one StEvE release does and does not do, as questions with a yes or no.
 
 Boundaries come from StEvE's tags and from answers of real servers (3.7.1, 3.9.0, 3.12.0, 3.14.1). Where
-neither says anything about a release in between, it behaves like the nearest older release that was
-recorded; such a guess is marked *unrecorded*.
+neither says anything about a release, that is a guess: 3.6 behaves like 3.7.1, 3.8 to 3.11 like 3.9.0, and
+3.13 like 3.14.1.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Release:
 
     @property
     def sorted_keys(self) -> bool:
-        """Keys of JSON objects come in alphabetical order (between 3.9 and 3.12 *unrecorded*)."""
+        """Keys of JSON objects come in alphabetical order."""
         return self._since(12)
 
     @property
     def duplicate_tag_message(self) -> str:
-        """What a 422 of a tag's creation says, with a place for the tag (the change is *unrecorded*)."""
+        """What a 422 of a tag's creation says, with a place for the tag."""
         if self._since(12):
             return "The idTag '{}' exists already."
         return "A user with idTag '{}' already exists."
@@ -123,7 +123,7 @@ class Release:
 
     @property
     def dates_outside_storage_match_nothing(self) -> bool:
-        """3.7.1: a ``from`` before 1970 finds nothing (beyond 2038 the same, *unrecorded*)."""
+        """3.7.1: a ``from`` before 1970 finds nothing; that beyond 2038 is the same is a guess."""
         return not self._since(8)
 
     @property

@@ -390,7 +390,8 @@ class SteveStore:
             raise UnknownParentError(parent)
         if pk not in self.tags:
             raise UnknownTagError(pk)
-        tag = self.tags[pk]
+        # StEvE asks for no order, and nobody shall rely on one.
+        tag = self.tags[pk] = self.tags.pop(pk)
         tag.parent_pk = parent_tag.pk if parent_tag else None
         tag.max_active, tag.expiry_ms, tag.note = max_active, expiry_ms, note
         return tag

@@ -250,6 +250,24 @@ class SteveClient:
             status=refusals[0].status,
         )
 
+    def lets_anybody_in(self) -> bool:
+        """Whether the API answers without credentials: one call, for nothing but that.
+
+        Up to 3.7 it does where StEvE runs with its development profile, and anywhere where a proxy adds them.
+
+        Raises:
+            SteveError: when it cannot be asked.
+        """
+        target = {"transactionPk": "0"}
+        answer = self._send("GET", self.locate(), "/transactions", target, with_credentials=False)
+        if not 200 <= answer.status < 300:
+            return False
+        try:
+            decode_transactions(answer.body)
+        except SteveError:  # a page for people to sign in, say
+            return False
+        return True
+
     # -- what it can be asked ------------------------------------------------------------------
 
     def transactions(
@@ -409,6 +427,7 @@ class SteveClient:
         *,
         name: str | None = None,
         accept: bytes = b"application/json",
+        with_credentials: bool = True,
     ) -> Answer:
         """One HTTP exchange, counted and timed."""
         query = "?" + urlencode(params, safe=":,") if params else ""
@@ -419,14 +438,16 @@ class SteveClient:
         started = self._clock()
         try:
             with effect(f"http steve {name or f'{method} {path}'}"):
-                return self._exchange(method, base, path + query, accept)
+                credentials = self.settings.credentials() if with_credentials else []
+                return self._exchange(method, base, path + query, [(b"Accept", accept), *credentials])
         finally:
             took_s = self._clock() - started
             with self._lock:
                 self.busy_s += took_s
 
-    def _exchange(self, method: str, base: str, target: str, accept: bytes) -> Answer:
-        headers = [(b"Accept", accept), *self.settings.credentials()]
+    def _exchange(
+        self, method: str, base: str, target: str, headers: Sequence[tuple[bytes, bytes]]
+    ) -> Answer:
         try:
             with self._http.stream(method, base + target, headers=headers) as response:
                 self.last_date = date_of(response.headers)
