@@ -121,3 +121,13 @@ def test_no_address_with_capitals_gets_past_the_database():
 
     with pytest.raises(IntegrityError, match="app_user_email_lower"):
         User(email="Ada@example.org").save()
+
+
+def test_what_is_longer_than_the_ledger_takes_is_refused():
+    with pytest.raises(InvalidAdminError) as refused:
+        create_admin(f"{'x' * 60}@{'y.' * 120}org", PASSWORD, "z" * 20_000)
+    assert refused.value.problems[-2:] == [
+        "ADMIN_EMAIL must have at most 254 characters.",
+        "ADMIN_NAME must have at most 150 characters.",
+    ]
+    assert not User.objects.exists()

@@ -119,6 +119,10 @@ def _check_presence(email: str, password: str, name: str) -> None:
         problems.append("ADMIN_PASSWORD is not set: a password of at least 12 characters.")
     if not name:
         problems.append("ADMIN_NAME is not set: the name shown in the portal.")
+    for variable, value, column in (("ADMIN_EMAIL", email, "email"), ("ADMIN_NAME", name, "name")):
+        most: int | None = getattr(User._meta.get_field(column), "max_length", None)  # noqa: SLF001
+        if most is not None and len(value) > most:
+            problems.append(f"{variable} must have at most {most} characters.")
     if problems:
         raise InvalidAdminError(problems)
 
