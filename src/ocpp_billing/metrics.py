@@ -19,6 +19,7 @@ import ocpp_billing
 from ocpp_billing import clock
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Amount, counted_balance, last_proof
+from ocpp_billing.billing.uncounted import read_uncounted
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.sync.liveness import worker_alive
 from ocpp_billing.sync.models import RunStatus, SyncRun
@@ -153,14 +154,15 @@ SELECT (SELECT count(*) FROM usage_event WHERE source_id = %(source)s AND state 
        (SELECT min(next_attempt_at) FROM usage_event WHERE source_id = %(source)s AND state = 'queued'),
        (SELECT min(coalesce(stop_seen_at, first_seen_at)) FROM charging_session
         WHERE source_id = %(source)s AND state = 'held'),
-       (SELECT min(stuck_since) FROM charging_session WHERE source_id = %(source)s AND state = 'stuck')
+       (SELECT min(stuck_since) FROM charging_session WHERE source_id = %(source)s AND state = 'stuck'),
+       (SELECT min(accepted_at) FROM usage_event WHERE source_id = %(source)s AND state = 'accepted')
 """
 
 
 def _waiting(source: str, now: datetime) -> Iterator[GaugeMetricFamily]:
     with connection.cursor() as cursor:
         cursor.execute(_WAITING, {"source": source})
-        queued, due_at, held_since, stuck_since = cursor.fetchone()
+        queued, due_at, held_since, stuck_since, accepted_at = cursor.fetchone()
     yield _gauge("queue_length", "Usage events that wait to be sent.", value=queued)
     yield _gauge(
         "queue_oldest_overdue_seconds",
@@ -175,6 +177,18 @@ def _waiting(source: str, now: datetime) -> Iterator[GaugeMetricFamily]:
         "Since the longest stuck session is stuck.",
         value=_age_s(stuck_since, now),
     )
+    uncounted = read_uncounted(source)
+    yield _gauge(
+        "accepted_oldest_age_seconds",
+        "Since Lago took the oldest usage event that it is not known to count.",
+        value=_age_s(accepted_at, now),
+    )
+    yield _gauge(
+        "uncounted_events",
+        "Usage events that Lago took more than a day ago and does not count.",
+        value=uncounted.events,
+    )
+    yield _gauge("uncounted_energy_wh", "Energy of them.", value=uncounted.energy_wh)
 
 
 def _last_run(source: str) -> Iterator[GaugeMetricFamily]:

@@ -10,6 +10,7 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.models import Decision, LagoSubscription, Ruling, UsageEvent
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.portal import inbox
+from ocpp_billing.sync.models import Alert
 from tests.portal import ledger
 
 pytestmark = pytest.mark.django_db
@@ -57,6 +58,54 @@ def add_period(now, *, days, customer="alice"):
 
 
 # -- the inbox --------------------------------------------------------------------------------------------
+
+
+def uncounted(now, *, energy_wh=8_000, subscription="sub-alice", says="Lago counts 0.000 kWh"):
+    session = ledger.add_session(now, state="accepted", energy_wh=energy_wh)
+    session.events.update(
+        external_customer_id="alice",
+        external_subscription_id=subscription,
+        accepted_at=now - timedelta(days=2),
+        uncounted_since=now - timedelta(days=1),
+        uncounted_says=says,
+    )
+    return session
+
+
+def test_what_lago_took_and_does_not_count_waits_too(operator, now):
+    session = uncounted(now)
+    uncounted(now, energy_wh=500, subscription="sub-2", says="Lago has no metric")
+    ledger.add_session(now, state="accepted", energy_wh=70_000)
+    page = text_of(operator.get("/attention"))
+    assert "2 sessions wait for a person" in page
+    assert "<strong>8.500 kWh</strong> at stake" in page
+    assert "Lago took it and does not count it" in page
+    assert page.index("Lago counts 0.000 kWh") < page.index("Lago has no metric")
+    assert 'href="/billing-events?state=accepted&amp;subscription=sub-alice"' in page
+    assert "Nothing waits for you" not in page
+    assert inbox.count_waiting("main") == 2
+    assert "Lago counts 0.000 kWh" in text_of(operator.get(f"/sessions/{session.pk}"))
+    session.events.update(state="confirmed")
+    assert inbox.count_waiting("main") == 1
+    assert "Lago counts 0.000 kWh" not in text_of(operator.get(f"/sessions/{session.pk}"))
+
+
+def test_an_alert_that_no_page_shows_stands_here(operator, now):
+    for condition in ("events_turned_up", "not_confirmed", "steve_failing"):
+        Alert.objects.create(
+            source_id=ledger.add_source().pk, condition=condition, says=f"says {condition}", do="Act.",
+            opened_at=now,
+        )  # fmt: skip
+    ledger.add_worker(now)
+    page = text_of(operator.get("/attention"))
+    listed = page[page.index("Open alerts") :]
+    assert "says events_turned_up" in listed
+    assert "says not_confirmed" not in page
+    assert page.count("says steve_failing") == 1  # in its banner
+    listed = text_of(operator.get("/sync"))
+    listed = listed[listed.index("Open alerts") :]
+    assert "says not_confirmed" in listed
+    assert 'href="/attention"' in listed
 
 
 def test_what_waits_is_grouped_by_cause_and_by_what_mends_it(operator, now):

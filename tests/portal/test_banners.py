@@ -2,8 +2,10 @@
 
 from datetime import UTC, datetime
 
-from ocpp_billing.portal.banners import banners
+from ocpp_billing.alerts.conditions import TITLES
+from ocpp_billing.portal.banners import alert_lines, banners
 from ocpp_billing.portal.queries import Status
+from ocpp_billing.sync.models import Alert
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 WELL = {
@@ -51,4 +53,42 @@ def test_the_gravest_comes_first():
         "Delivery is paused",
         "The worker is silent",
         "Shadow mode",
+    ]
+
+
+def alerts(*conditions):
+    return tuple(
+        Alert(condition=each, says=f"says {each}.", do="Do it.", opened_at=NOW) for each in conditions
+    )
+
+
+def test_what_people_are_alerted_of_and_stops_money_is_said():
+    (banner,) = banners(Status(**WELL, alerts=alerts("steve_failing")))
+    assert (banner.title, banner.since, banner.says, banner.do) == (
+        "StEvE cannot be read",
+        NOW,
+        "says steve_failing.",
+        "Do it.",
+    )
+    assert (banner.act, str(banner.act_says)) == ("portal:setup", "Check StEvE")
+
+
+def test_every_alert_is_in_a_banner_or_in_the_list_and_in_one_alone():
+    everything = alerts(*TITLES)
+    said = [banner.title for banner in banners(Status(**WELL, alerts=everything))]
+    said += [line.title for line in alert_lines(everything, "portal:runs")]
+    elsewhere = {TITLES[each] for each in ("contract_broken", "delivery_paused", "worker_gone")}
+    assert sorted([*said, *elsewhere]) == sorted(TITLES.values())
+
+
+def test_no_cause_has_two_banners():
+    refused = {"paused_at": NOW, "paused_by": "delivery", "pause_reason": "Lago refuses LAGO_API_KEY (401)."}
+    assert titles(**refused, alerts=alerts("lago_unauthorised", "delivery_paused")) == ["Delivery is paused"]
+    assert titles(alerts=alerts("lago_unauthorised")) == ["Lago refuses our key"]
+
+
+def test_what_runs_found_is_not_said_while_nobody_runs():
+    assert titles(worker_alive=False, alerts=alerts("steve_failing", "worker_gone", "disk_low")) == [
+        "The worker is silent",
+        "The disk of the database is nearly full",
     ]

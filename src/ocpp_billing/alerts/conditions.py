@@ -16,6 +16,7 @@ from django.utils.translation import ngettext
 
 from ocpp_billing.billing.control import BY_ITSELF
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
+from ocpp_billing.billing.uncounted import read_uncounted
 from ocpp_billing.database import LITTLE_ROOM_DO, little_room
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.sync.models import LANES
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from ocpp_billing.billing.uncounted import UncountedInAll
     from ocpp_billing.config import Config
     from ocpp_billing.sync.liveness import Liveness
 
@@ -39,17 +41,25 @@ TITLES = {
     "delivery_paused": "Delivery has paused by itself",
     "sessions_waiting": "Sessions wait for a person",
     "events_rejected": "Lago rejected usage events",
+    "not_confirmed": "Lago took usage events and does not count them",
     "events_turned_up": "Usage events that were given up are in Lago",
     "balance_unexplained": "The balance does not add up",
     "disk_low": "The disk of the database is nearly full",
     WORKER_GONE: "No worker is running",
 }
+# Some sessions are not billed, or something has to be looked at; all others are billed all the same.
+DO_NOT_STOP_MONEY = frozenset({"sessions_waiting", "events_rejected", "events_turned_up"})
 # What the leader writes about, and ends: that no worker runs, others have to notice, and a leader is one.
 OF_THE_LEADER = tuple(TITLES)
 # So far back runs are looked at: at one every fifteen seconds, the last eight hours.
 RUNS = 2000
 # Whether Lago bills such an event cannot be seen from here, so it is told for as long as a month takes.
 TURNED_UP_FOR = timedelta(days=31)
+UNCOUNTED_DO = (
+    "Compare: ocpp-billing reconcile. Then look in Lago at the subscription, at its plan's charge of the "
+    "metric and its filters, and at the metric's field. They are confirmed by themselves once Lago counts "
+    "them; what it never will has to be invoiced there by hand."
+)
 WAITING_DOES_NOT_CURE = {
     "steve.Unauthorised": "steve_unauthorised",
     "steve.WrongCredentialKind": "steve_unauthorised",
@@ -117,6 +127,7 @@ def conditions(config: Config, now: datetime) -> list[Condition]:
         _contract(source),
         _waiting(source, now - timedelta(days=config.alert_held_days), config.alert_held_days),
         _rejected(source),
+        judge_uncounted(read_uncounted(source)),
         _turned_up(source, now - TURNED_UP_FOR),
         judge_balance(BalanceProof.objects.filter(source_id=source).order_by("-id").first()),
         _disk(),
@@ -159,6 +170,26 @@ def judge_balance(proof: BalanceProof | None) -> Condition | None:
             "at": f"{proof.proved_at:%Y-%m-%d %H:%M}",
         },
         "Pause delivery (ocpp-billing pause) and report it with the output of: ocpp-billing balance --json.",
+    )
+
+
+def judge_uncounted(uncounted: UncountedInAll) -> Condition | None:
+    """Whether Lago took anything that it does not count."""
+    if not uncounted.events:
+        return None
+    first = uncounted.subscriptions[0]
+    more = len(uncounted.subscriptions) - 1
+    return Condition(
+        "not_confirmed",
+        ngettext(
+            "Lago accepted %(n)s usage event with %(kwh)s kWh more than a day ago and does not count it.",
+            "Lago accepted %(n)s usage events with %(kwh)s kWh more than a day ago and does not count them.",
+            uncounted.events,
+        )
+        % {"n": uncounted.events, "kwh": say_kwh(uncounted.energy_wh)}
+        + f" {first.says.rstrip('.?')}{', and so for others' if more else ''}.",
+        UNCOUNTED_DO,
+        uncounted.sessions,
     )
 
 

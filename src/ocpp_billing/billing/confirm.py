@@ -2,7 +2,8 @@
 
 Lago's 200 proves neither. So what Lago holds is read back and compared, and what Lago counts for the
 subscription, metric and period is compared with the sum of ours and of what others sent. What came after
-the invoice of its period was final is not counted, and never will be: it is given up.
+the invoice of its period was final is not counted, and never will be: it is given up. What stays uncounted
+for a day is told, with what Lago counts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ocpp_billing.billing.late import InvoicedPeriods
 from ocpp_billing.billing.outbox import give_up_events, restate_sessions
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.database import Fence, fenced_transaction
+from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.delivery import SHOWN_WITHIN
 from ocpp_billing.lago.directory import LagoDirectory
 from ocpp_billing.lago.errors import LagoError, NotFound
@@ -48,6 +50,8 @@ NOT_CHARGED = (
     "Lago holds it and has charged no fee for it, though its plan charges in advance, and charges none "
     "for it any more: look for the fee in Lago; if there is none, write an invoice by hand, then exclude it"
 )
+# What Lago took and does not count for so long, somebody has to look after: most delays are over by then.
+UNCOUNTED_AFTER = timedelta(days=1)
 # Many subscriptions have few events each: so many are written down together.
 CONFIRMED_AT_ONCE = 1_000
 # A subscription may have very many: so many are held in memory at a time.
@@ -84,12 +88,13 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """One unconfirmed event."""
+    """One unconfirmed event; ``told`` is why it is, as far as that was told before."""
 
     event_id: int
     session_id: int
     event: UsageEvent
     accepted_at: datetime
+    told: str | None
 
 
 class _Conflict(NamedTuple):
@@ -118,7 +123,7 @@ def confirm_events(
         of_code = directories.setdefault(code, LagoDirectory(client, code))
         metric = of_code.metric()
         if metric is None:
-            counts.open += len(_read_accepted(source, group, clock.now() - settle))
+            counts.open += _leave_open(source, group, settle, f"Lago has no metric {code} any more", fence)
             continue
         invoiced = periods.setdefault(code, InvoicedPeriods(client, of_code))
         try:
@@ -127,7 +132,7 @@ def confirm_events(
             log.warning(
                 "cannot confirm", action="confirm.failed", subscription=group.subscription, error=str(error)
             )
-            counts.open += len(_read_accepted(source, group, clock.now() - settle))
+            counts.open += _leave_open(source, group, settle, str(error), fence)
         except LagoError:
             _confirm(proved, counts, fence)
             raise
@@ -161,6 +166,7 @@ def _confirm_group(
         )
     }
     equal, lost, differing = _sort_out(accepted, held, clock.now() - max(settle * 10, LOST_AFTER))
+    uncounted = "Lago does not show it yet"
     conflicts = [_Conflict(item, says) for item, says in differing]
     if conflicts:
         _hold(conflicts, fence)
@@ -175,13 +181,23 @@ def _confirm_group(
             conflicts += not_right
         equal = charged
     elif equal:
-        equal, too_late = _split_by_count(source, group, client, directory, metric, periods, equal)
-        if too_late:
-            _give_up(too_late, fence)
-            counts.given_up += len(too_late)
-            accepted = [item for item in accepted if item not in too_late]
+        counted = _split_by_count(source, group, client, directory, metric, periods, equal)
+        equal, uncounted = counted.items, counted.says
+        if counted.too_late:
+            _give_up(counted.too_late, fence)
+            counts.given_up += len(counted.too_late)
+            accepted = [item for item in accepted if item not in counted.too_late]
+    settled = {item.event_id for item in [*equal, *lost, *(conflict.item for conflict in conflicts)]}
+    _tell_uncounted([item for item in accepted if item.event_id not in settled], uncounted, fence)
     counts.open += len(accepted) - len(equal) - len(conflicts)
     return equal
+
+
+def _leave_open(source: str, group: _Group, settle: timedelta, says: str, fence: Fence | None) -> int:
+    """Nothing can be said about these events, but why; returns how many they are."""
+    accepted = _read_accepted(source, group, clock.now() - settle)
+    _tell_uncounted(accepted, says, fence)
+    return len(accepted)
 
 
 def _sort_out(
@@ -257,6 +273,14 @@ def charged_twice(fees: Sequence[Fee]) -> str | None:
     )
 
 
+class _Counted(NamedTuple):
+    """Which events Lago counts, and which it never will; what is in neither is not certain yet, and why."""
+
+    items: list[_Accepted]
+    too_late: list[_Accepted]
+    says: str
+
+
 def _split_by_count(
     source: str,
     group: _Group,
@@ -265,18 +289,19 @@ def _split_by_count(
     metric: BillableMetric,
     periods: InvoicedPeriods,
     items: list[_Accepted],
-) -> tuple[list[_Accepted], list[_Accepted]]:
-    """Which events Lago counts, and which it never will; what is in neither list is not certain yet.
+) -> _Counted:
+    """Compare what Lago counts for the group's period with what it was sent.
 
     Normally what Lago counts for the period is what we sent plus what others sent. A final invoice that
     counts less was cut before the latest of them came.
     """
     usage = _usage(group, client, directory.metric_code)
-    if usage is None:
-        return [], []
+    if isinstance(usage, str):
+        return _Counted([], [], usage)
     compared = compare_usage(source, group.subscription, usage, client, directory, metric)
     if compared is None:
-        return [], []
+        says = f"Lago counts no {directory.metric_code} for {group.subscription}: does its plan charge it?"
+        return _Counted([], [], says)
     if compared.events is not None:
         log.info(
             "usage compared",
@@ -288,19 +313,23 @@ def _split_by_count(
             matches=compared.agrees,
         )
     if compared.agrees:
-        return items, []
+        return _Counted(items, [], "")
+    says = say_difference(group.subscription, directory.metric_code, usage, compared)
     is_past = usage.lago_invoice_id is not None
-    if compared.events is None or not is_past or metric.recurring or not periods.is_final(usage):
-        return [], []
+    if compared.events is None or not is_past or metric.recurring:
+        return _Counted([], [], says)
+    if not periods.is_final(usage):
+        return _Counted([], [], f"{says}; its invoice is not final yet")
     wanted = {item.event.transaction_id for item in items}
     in_invoice = counted_by_invoice(
         compared.events, wanted, compared.counted_kwh, directory.field_name, metric
     )
     if in_invoice is None:
-        return [], []
-    return (
+        return _Counted([], [], f"{says}; which of them its final invoice counts cannot be told")
+    return _Counted(
         [item for item in items if item.event.transaction_id in in_invoice],
         [item for item in items if item.event.transaction_id not in in_invoice],
+        says,
     )
 
 
@@ -321,6 +350,22 @@ class Comparison:
     others_kwh: Decimal | None
     agrees: bool
     events: tuple[Event, ...] | None = None
+
+
+def say_difference(subscription: str, metric_code: str, usage: Usage, compared: Comparison) -> str:
+    """What Lago counts in a period, what it was sent by us, and what by others. Pure."""
+    others = compared.others_kwh
+    by_others = f"{_say_decimal(others)} kWh by others" if others else "nothing by others"
+    return (
+        f"Lago counts {_say_decimal(compared.counted_kwh)} kWh of {metric_code} for {subscription} from "
+        f"{usage.from_datetime:%Y-%m-%d} to {usage.to_datetime:%Y-%m-%d}, and was sent "
+        f"{say_kwh(compared.ours_wh)} kWh by us and {by_others}"
+    )
+
+
+def _say_decimal(kwh: Decimal) -> str:
+    """With as many decimals as it has, and three at least."""
+    return f"{kwh:,.3f}" if kwh == round(kwh, 3) else f"{kwh:,f}"
 
 
 def compare_usage(
@@ -401,19 +446,22 @@ def counted_by_invoice(
     return possible.pop() if len(possible) == 1 else None
 
 
-def _usage(group: _Group, client: LagoClient, metric_code: str) -> Usage | None:
-    """Lago's count of the period the group lies in: the current one, or an invoiced one."""
+def _usage(group: _Group, client: LagoClient, metric_code: str) -> Usage | str:
+    """Lago's count of the period the group lies in: the current one, or an invoiced one; else why none."""
+    at = f"{group.earliest:%Y-%m-%d %H:%M} UTC"
+    none = f"Lago shows no usage of {metric_code} for {group.subscription} in a period with {at} in it"
     try:
         current = client.current_usage(group.customer, group.subscription, metric_code)
         if current.contains(group.earliest):
             return current
     except LagoError as error:
+        none = f"{none}: {error}"
         if not isinstance(error, NotFound):
             log.info("no current usage", action="confirm.usage", error=str(error))
     for past in client.past_usage(group.customer, group.subscription, metric_code):
         if past.contains(group.earliest):
             return past
-    return None
+    return none
 
 
 def rounded(quantity: Decimal, metric: BillableMetric) -> Decimal:
@@ -481,8 +529,9 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
                 session_id,
                 UsageEvent.from_payload(payload, field_name),
                 accepted_at,
+                told,
             )
-            for event_id, session_id, payload, field_name, accepted_at in cursor.fetchall()
+            for event_id, session_id, payload, field_name, accepted_at, told in cursor.fetchall()
         ]
 
 
@@ -513,6 +562,21 @@ def _confirm(items: Sequence[_Accepted], counts: ConfirmCounts, fence: Fence | N
             [clock.now(), [item.event_id for item in items]],
         )
         restate_sessions(cursor, sorted({item.session_id for item in items}))
+
+
+def _tell_uncounted(items: Sequence[_Accepted], says: str, fence: Fence | None) -> None:
+    """Write down why events are not confirmed that were accepted long ago; once, unless that changes.
+
+    Alerts, the portal and the doctor read it; it counts for the acceptance that it was written after.
+    """
+    now = clock.now()
+    untold = [
+        item.event_id for item in items if item.accepted_at < now - UNCOUNTED_AFTER and item.told != says
+    ]
+    if not untold:
+        return
+    with fenced_transaction("uncounted", fence) as cursor:
+        cursor.execute(_TELL_UNCOUNTED, {"ids": untold, "says": says, "now": now})
 
 
 def _send_again(items: Sequence[_Accepted], fence: Fence | None) -> None:
@@ -576,12 +640,20 @@ GROUP BY 1, 2, 3, 4, 5, part ORDER BY 3, 6
 """
 
 _ACCEPTED = """
-SELECT id, session_id, payload, field_name, accepted_at FROM usage_event
+SELECT id, session_id, payload, field_name, accepted_at,
+    CASE WHEN uncounted_since >= accepted_at THEN uncounted_says END
+FROM usage_event
 WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at <= %(settled)s
   AND external_subscription_id = %(subscription)s AND timestamp BETWEEN %(earliest)s AND %(latest)s
   AND metric_code = %(metric_code)s
   AND lago_subscription_id = %(row)s AND period_from IS NOT DISTINCT FROM %(period_from)s
 ORDER BY id
+"""
+
+_TELL_UNCOUNTED = """
+UPDATE usage_event SET uncounted_says = %(says)s,
+    uncounted_since = CASE WHEN uncounted_since >= accepted_at THEN uncounted_since ELSE %(now)s END
+WHERE id = ANY(%(ids)s::bigint[]) AND state = 'accepted'
 """
 
 _SENT = """

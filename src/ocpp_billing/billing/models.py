@@ -177,6 +177,10 @@ class UsageEvent(models.Model):
     created_at = models.DateTimeField(db_default=Now())
     accepted_at = models.DateTimeField(null=True)
     confirmed_at = models.DateTimeField(null=True)
+    # Since when it is told that Lago took it and does not count it, and why it seems so. It says nothing
+    # about an acceptance that came later.
+    uncounted_since = models.DateTimeField(null=True)
+    uncounted_says = models.TextField(null=True)
 
     class Meta:
         db_table = "usage_event"
@@ -200,6 +204,11 @@ class UsageEvent(models.Model):
                 fields=["external_subscription_id", "timestamp"],
                 condition=Q(state="accepted"),
                 name="usage_event_unconfirmed",
+            ),
+            models.Index(
+                fields=["source", "external_subscription_id"],
+                condition=Q(state="accepted") & Q(uncounted_since__isnull=False),
+                name="usage_event_uncounted",
             ),
             models.Index(
                 fields=["external_subscription_id", "metric_code", "timestamp"],

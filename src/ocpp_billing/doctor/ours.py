@@ -12,6 +12,7 @@ from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.alerts.channels import channels_of, incomplete
+from ocpp_billing.alerts.conditions import DO_NOT_STOP_MONEY, conditions
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import counted_balance, last_proof
 from ocpp_billing.config import Config
@@ -40,6 +41,8 @@ FRONT_DOOR_TIMEOUT_S = 5.0
 # Variables that begin like this are meant for us, or are a misspelling of one that is.
 OUR_PREFIXES = ("STEVE_", "LAGO_", "SYNC_", "DELIVERY_", "BILLING_", "OCPP_BILLING_", "ALERT_", "AUTH_")
 RESEMBLES = 0.8
+# Alerts that other findings tell, with the same words or better ones.
+HAVE_FINDINGS = {"delivery_paused", "balance_unexplained", "disk_low"}
 
 
 def look_at_settings(config: Config, environment: Mapping[str, str]) -> list[Finding]:
@@ -224,7 +227,15 @@ def look_at_worker(config: Config, now: datetime) -> list[Finding]:
         found.append(
             ok("worker", "last_run", f"The last run was completed at {_said(worker.last_completed, config)}.")
         )
-    return [*found, _delivery(config), *_balance(config)]
+    return [*found, _delivery(config), *_balance(config), *_of_alerts(config, now)]
+
+
+def _of_alerts(config: Config, now: datetime) -> Iterable[Finding]:
+    """What people are alerted of, but for what has a finding of its own; without looking, as it is known."""
+    for condition in conditions(config, now):
+        if condition.code not in HAVE_FINDINGS:
+            judge = warning if condition.code in DO_NOT_STOP_MONEY else problem
+            yield judge("worker", condition.code, condition.says, condition.do)
 
 
 def _delivery(config: Config) -> Finding:

@@ -27,6 +27,7 @@ from ocpp_billing.billing.bulk import at_stake_wh, order_each, standing
 from ocpp_billing.billing.offers import Act, acts_of
 from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
+from ocpp_billing.billing.uncounted import read_uncounted
 from ocpp_billing.billing.undo import revoke
 from ocpp_billing.charging.models import ChargingSession, IdTag, MalformedRow
 from ocpp_billing.mappings.store import MappingError
@@ -45,10 +46,12 @@ from ocpp_billing.portal.acts import (
     map_link,
     offered_payers,
 )
+from ocpp_billing.portal.banners import alert_lines
 from ocpp_billing.portal.decision_words import decision_says
 from ocpp_billing.portal.format import count, kwh
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import read_page
+from ocpp_billing.portal.queries import open_alerts
 from ocpp_billing.portal.sync_now import ask_for_run
 from ocpp_billing.portal.way_back import way_back
 
@@ -83,6 +86,7 @@ def attention(request: HttpRequest) -> HttpResponse:
     mark = current_mark(source)
     causes = inbox.read_causes(source, now)
     undecided = [cause for cause in causes if cause.reason == "undecided"]
+    uncounted = read_uncounted(source)
     shown = [cause for cause in causes if cause.reason != "undecided"]
     samples = ChargingSession.objects.in_bulk(
         [cluster.sample for cause in shown for cluster in cause.clusters]
@@ -94,8 +98,11 @@ def attention(request: HttpRequest) -> HttpResponse:
         {
             "mark": mark,
             "causes": [_cause(cause, caller(request), samples, switched_off) for cause in shown],
-            "sessions": sum(cause.sessions for cause in shown),
-            "at_stake_wh": sum(cause.at_stake_wh for cause in shown),
+            "sessions": sum(cause.sessions for cause in shown) + inbox.count_uncounted(source),
+            "at_stake_wh": sum(cause.at_stake_wh for cause in shown) + abs(uncounted.energy_wh),
+            "uncounted": uncounted,
+            "accepted": wording.STATES["accepted"],
+            "alerts": alert_lines(open_alerts(source), "portal:attention"),
             "next_end": inbox.next_period_end(now),
             "undecided": sum(cause.sessions for cause in undecided),
             "ordered": inbox.count_ordered(source),

@@ -6,14 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from ocpp_billing.accounts.models import Role
-from ocpp_billing.billing.control import BY_ITSELF
+from ocpp_billing.alerts.conditions import CONTRACT_BROKEN, TITLES, WORKER_GONE
+from ocpp_billing.billing.control import BY_ITSELF, KEY_REFUSED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
+    from django.utils.functional import Promise
+
     from ocpp_billing.portal.queries import Status
+    from ocpp_billing.sync.models import Alert
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class Banner:
     do: str
     command: str = ""
     act: str = ""
-    act_says: str = ""
+    act_says: str | Promise = ""
     needs: Role = Role.ADMIN
 
 
@@ -104,4 +110,77 @@ def banners(status: Status) -> list[Banner]:
                 needs=Role.VIEWER,
             )
         )
-    return shown
+    return shown + [_of_alert(alert) for alert in status.alerts if _needs_banner(alert, status)]
+
+
+# Alerts of what keeps money from flowing: icon, the page that helps, and what stands on its button.
+STOP_MONEY: dict[str, tuple[str, str, str | Promise]] = {
+    "steve_failing": ("plug-off", "portal:setup", gettext_lazy("Check StEvE")),
+    "steve_unauthorised": ("key", "portal:setup", gettext_lazy("Check StEvE")),
+    "lago_failing": ("plug-off", "portal:setup", gettext_lazy("Check Lago")),
+    "lago_unauthorised": ("key", "portal:setup", gettext_lazy("Check Lago")),
+    "sync_failing": ("alert-triangle", "portal:runs", gettext_lazy("Look at the runs")),
+    "balance_unexplained": ("alert-triangle", "portal:pause", gettext_lazy("Pause")),
+    "disk_low": ("database", "", ""),
+}
+# They say what runs found, and nobody runs.
+_OF_RUNS = {"steve_failing", "steve_unauthorised", "lago_failing", "lago_unauthorised", "sync_failing"}
+_IN_OTHER_BANNERS = {CONTRACT_BROKEN, WORKER_GONE, "delivery_paused"}
+# What stands on a page, with the sessions that it is about.
+_SHOWN_ON = dict.fromkeys(("sessions_waiting", "events_rejected", "not_confirmed"), "portal:attention")
+
+
+def _needs_banner(alert: Alert, status: Status) -> bool:
+    """Whether it stops money, and no other banner says so already."""
+    if alert.condition not in STOP_MONEY or (alert.condition in _OF_RUNS and not status.worker_alive):
+        return False
+    return alert.condition != "lago_unauthorised" or not status.pause_reason.startswith(KEY_REFUSED)
+
+
+def _of_alert(alert: Alert) -> Banner:
+    icon, act, act_says = STOP_MONEY[alert.condition]
+    needs = Role.ADMIN if act == "portal:pause" else Role.OPERATOR
+    return Banner(
+        "danger",
+        icon,
+        TITLES[alert.condition],
+        alert.opened_at,
+        alert.says,
+        alert.do,
+        act=act,
+        act_says=act_says,
+        needs=needs,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AlertLine:
+    """An alert in a list: what, since when, what to do; ``page`` is the name of the page that shows it."""
+
+    title: str
+    since: datetime
+    says: str
+    do: str
+    page: str
+
+
+def alert_lines(alerts: Iterable[Alert], page: str) -> list[AlertLine]:
+    """What people are alerted of, and neither a banner nor this page shows, for a list.
+
+    Args:
+        alerts: what is open.
+        page: name of the page that lists them.
+    """
+    return [
+        AlertLine(
+            TITLES.get(alert.condition, alert.condition),
+            alert.opened_at,
+            alert.says,
+            alert.do,
+            _SHOWN_ON.get(alert.condition, ""),
+        )
+        for alert in alerts
+        if alert.condition not in STOP_MONEY
+        and alert.condition not in _IN_OTHER_BANNERS
+        and _SHOWN_ON.get(alert.condition) != page
+    ]

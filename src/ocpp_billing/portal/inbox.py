@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from django.db.models import Exists, OuterRef, Q
 
 from ocpp_billing.billing.models import Decision, Ruling, UsageEvent
+from ocpp_billing.billing.uncounted import IS_UNCOUNTED_SQL
 from ocpp_billing.charging.models import ChargingSession
 from ocpp_billing.charging.order import NEWEST_FIRST
 from ocpp_billing.database import read_rows
@@ -232,6 +233,16 @@ def count_waiting(source: str) -> int:
     ((number,),) = read_rows(
         "SELECT coalesce(sum(sessions), 0) FROM balance_delta WHERE source_id = %(source)s"
         " AND kind = 'stated' AND state = ANY(%(states)s) AND reason IS DISTINCT FROM 'undecided'",
+        {"source": source, "states": list(STATES)},
+    )
+    return int(number) + count_uncounted(source)
+
+
+def count_uncounted(source: str) -> int:
+    """Sessions that wait for nothing but that Lago counts what it took of them."""
+    ((number,),) = read_rows(
+        "SELECT count(DISTINCT s.id) FROM usage_event e JOIN charging_session s ON s.id = e.session_id"
+        f" WHERE e.source_id = %(source)s AND {IS_UNCOUNTED_SQL} AND s.state <> ALL(%(states)s)",
         {"source": source, "states": list(STATES)},
     )
     return int(number)

@@ -43,6 +43,8 @@ class Status:
     contract_says: str = ""
     contract_do: str = ""
     contract_since: datetime | None = None
+    # What people are alerted of and is not over.
+    alerts: tuple[Alert, ...] = ()
 
     @property
     def shadow(self) -> bool:
@@ -56,9 +58,8 @@ def read_status(source: str, now: datetime) -> Status:
     running = SyncRun.objects.filter(source_id=source, status=RunStatus.RUNNING).first()
     worker = worker_alive(source, now)
     control = DeliveryControl.objects.filter(source_id=source).first()
-    broken = Alert.objects.filter(
-        source_id=source, condition=CONTRACT_BROKEN, resolved_at__isnull=True
-    ).first()
+    alerts = open_alerts(source)
+    broken = next((alert for alert in alerts if alert.condition == CONTRACT_BROKEN), None)
     return Status(
         known_since=known_since,
         synced_at=worker.last_completed,
@@ -73,7 +74,13 @@ def read_status(source: str, now: datetime) -> Status:
         contract_says=broken.says if broken else "",
         contract_do=broken.do if broken else "",
         contract_since=broken.opened_at if broken else None,
+        alerts=tuple(alerts),
     )
+
+
+def open_alerts(source: str) -> list[Alert]:
+    """What people are alerted of and is not over, the oldest first."""
+    return list(Alert.objects.filter(source_id=source, resolved_at=None).order_by("opened_at", "pk"))
 
 
 # Whatever a page shows comes with one of these: a run, its steps and log, a decision, an event, an act of a
@@ -87,6 +94,8 @@ SELECT (SELECT string_agg(id || status || coalesce(ended_at::text, ''), ',') FRO
        (SELECT max(id) FROM charging_session), (SELECT max(id) FROM decision),
        (SELECT max(id) FROM usage_event), (SELECT max(id) FROM audit_entry),
        (SELECT max(updated_at) FROM tag_mapping),
+       (SELECT string_agg(id::text, ',' ORDER BY id) FROM alert
+        WHERE source_id = %(source)s AND resolved_at IS NULL),
        (SELECT row(live_from, paused_at, pause_reason)::text FROM delivery_control
         WHERE source_id = %(source)s),
        (SELECT bool_or(seen_at > now() - %(silent_after)s) FROM worker_heartbeat

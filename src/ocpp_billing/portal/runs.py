@@ -11,8 +11,10 @@ from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
 
 from ocpp_billing.portal.access import find_here
+from ocpp_billing.portal.banners import alert_lines
 from ocpp_billing.portal.live import current_mark, draw_live
 from ocpp_billing.portal.paging import Page, read_page
+from ocpp_billing.portal.queries import open_alerts
 from ocpp_billing.portal.run_words import STEPS, describe, did
 from ocpp_billing.sync.models import LANES, RunStatus, SyncLog, SyncRun, SyncStep
 
@@ -59,6 +61,7 @@ def runs(request: HttpRequest) -> HttpResponse:
         {
             "mark": mark,
             "page": page,
+            "alerts": alert_lines(open_alerts(source), "portal:runs"),
             "kind": kind,
             "kinds": [(code, words) for code, (words, _statuses) in KINDS.items()],
         },

@@ -24,6 +24,7 @@ from ocpp_billing.billing.explain import explain_session
 from ocpp_billing.billing.models import LagoSubscription, UsageEvent
 from ocpp_billing.billing.move import billed_to
 from ocpp_billing.billing.rules import Rule
+from ocpp_billing.billing.uncounted import is_uncounted
 from ocpp_billing.charging.mask import IDENTITY_IN_DOUBT
 from ocpp_billing.charging.models import ChargingSession, IdTag
 from ocpp_billing.mappings.models import LagoCustomer
@@ -282,6 +283,7 @@ def _event(event: UsageEvent, counted_wh: int | None, found: ChargingSession, wh
         "answer": answer_says(without_tag(event.answer, found.id_tag_text, who)),
         "reason": wording.of_reason(event.state, event.reason) if event.reason else None,
         "counted_wh": counted_wh if event.state == "confirmed" else None,
+        "uncounted_says": event.uncounted_says if is_uncounted(event) else None,
         "further": [],
     }
 
