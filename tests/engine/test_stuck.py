@@ -778,7 +778,7 @@ def test_it_is_refused_when_the_station_was_quicker_and_that_stop_is_recorded(li
     live.sync()
     session = row(died)
     live.stop(died, at=HOUR, meter_wh=9_000)
-    with pytest.raises(ClosingError, match=r"its station has sent the stop, at 9\.000 kWh"):
+    with pytest.raises(ClosingError, match=r"its charge box has sent the stop, at 9\.000 kWh"):
         close(live, steve, session, 4_000)
     assert patches(live) == []
     assert row(died).stop_wh == 9_000

@@ -21,6 +21,7 @@ from django.test import Client
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.alerts.webhook import sign
 from ocpp_billing.billing.models import UsageEvent
+from ocpp_billing.local_time import day_and_time
 from ocpp_billing.portal import live as live_page
 from ocpp_billing.simulators.server import Fault
 from ocpp_billing.sync.models import SyncRun, WorkerHeartbeat
@@ -131,7 +132,7 @@ class TestTriggers:
             eventually(lambda: ended(behind.run_id), worker.said)
             assert trigger().status == "starts now"
             assert worker.terminate() == 0
-        since = f"{WorkerHeartbeat.objects.get().stopped_at:%Y-%m-%d %H:%M} UTC"
+        since = day_and_time(WorkerHeartbeat.objects.get().stopped_at)
         assert trigger().says.startswith(f"No worker is alive since {since}.")
 
 

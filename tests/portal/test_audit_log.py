@@ -6,6 +6,7 @@ import html
 import io
 import re
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import ocpp_billing
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import AuditEntry, Role, User
-from ocpp_billing.portal.audit_words import ACTIONS, SUBJECTS, changes
+from ocpp_billing.portal.audit_words import ACTIONS, FACTS, SUBJECTS, changes
 from tests.portal.conftest import add_person
 
 pytestmark = pytest.mark.django_db
@@ -64,7 +65,7 @@ def test_each_entry_says_what_changed_in_words(admin, acts):
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
     assert "active: was yes → is now no" in plain
     assert "“as agreed”" in plain
-    assert "customer id: acme" in plain
+    assert "customer: acme" in plain
     assert "valid to" not in plain
 
 
@@ -177,21 +178,57 @@ def test_what_was_taken_away_is_said(settings):
     assert (change.name, change.before, change.after) == ("valid to", "none", "1 Dec 2026, 01:00")
 
 
+@cache
+def recordings():
+    """Where anything in the package writes down an act, from its source: (file, call)."""
+    return [
+        (path, node)
+        for path in Path(ocpp_billing.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] in {"record", "_record_own"}
+    ]
+
+
 def test_every_act_that_is_recorded_has_words():
     """A new act: say in portal/audit_words.py what it is called."""
     known = set(ACTIONS)
-    for path in Path(ocpp_billing.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.Call)
-                and ast.unparse(node.func).rpartition(".")[2] in {"record", "_record_own"}
-                and node.args
-                and isinstance(node.args[0], ast.Constant)
-            ):
-                assert node.args[0].value in known, f"{path}: {node.args[0].value}"
+    for path, call in recordings():
+        if call.args and isinstance(call.args[0], ast.Constant):
+            assert call.args[0].value in known, f"{path}: {call.args[0].value}"
     assert {code.partition(".")[0] + "." for code in ACTIONS} == set(SUBJECTS)
 
 
 def test_an_act_without_words_is_shown_by_its_code(admin):
     record("future.act", user=User.objects.get(), target="x")
     assert rows(admin.get("/settings/audit")) == [("future.act", "x")]
+
+
+def test_every_fact_that_is_recorded_has_a_name_for_people():
+    found = {
+        key.value
+        for _, call in recordings()
+        for word in call.keywords
+        if word.arg in {"before", "after"} and isinstance(word.value, ast.Dict)
+        for key in word.value.keys
+        if isinstance(key, ast.Constant)
+    }
+    assert {"reading_stop_wh", "credited_wh", "live_from"} <= found
+    assert found <= FACTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("reading_stop_wh", 12_345, ("reading at the end", "12.345 kWh")),
+        ("state", "held", ("state", "Held")),
+        ("reason", "late_period", ("reason", "Period already closed")),
+        ("reason", "we look into it", ("reason", "we look into it")),
+        ("billed", [["alice", "sub-alice", 8_000]], ("billed to", "alice (sub-alice) 8.000 kWh")),
+        ("refund_by_hand", ["sub-alice", "sub-bob"], ("to credit by hand", "sub-alice, sub-bob")),
+        ("customer_id", "acme", ("customer", "acme")),
+    ],
+)
+def test_facts_are_said_in_peoples_words_and_units(name, value, says):
+    (change,) = changes(None, {name: value})
+    assert (change.name, change.after) == says

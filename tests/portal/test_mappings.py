@@ -249,7 +249,7 @@ class TestMake:
         answer = signed_in(Role.OPERATOR).post("/mappings/new", sent)
         says = main_of(answer)
         assert "2 held sessions, 7.000 kWh , are released" in says
-        assert "1 waiting session, 5.000 kWh, began before" in says
+        assert "1 waiting session, 5.000 kWh, started before" in says
         assert "Implausible stays held:" in says
         assert "900.000" in says
         assert not TagMapping.objects.exists()
@@ -260,7 +260,7 @@ class TestMake:
             now, tag="TAG-7", energy_wh=5_000, reason="unmapped_tag", stopped_ago=timedelta(days=12)
         )
         says = main_of(signed_in(Role.OPERATOR).post("/mappings/new", draft(beginning="first")))
-        assert "1 session, 5.000 kWh, ended before the billing period of sub began" in says
+        assert "1 session, 5.000 kWh, stopped before the billing period of sub began" in says
         assert "Period already closed" in says
 
     def test_saving_means_what_was_previewed_to_the_microsecond(self, signed_in, now):
@@ -408,7 +408,7 @@ class TestOne:
         client = signed_in(Role.OPERATOR)
         at = session.started_at
         page = client.get(f"/mappings/{mapping.pk}/switch", {"when": "at", "at": at.isoformat()})
-        assert "1 session that began at" in main_of(page)
+        assert "1 session that started at" in main_of(page)
         assert "6.000 kWh, is not in Lago yet and will be held" in main_of(page)
         client.post(f"/mappings/{mapping.pk}/switch", hidden(page))
         assert list(TagMapping.objects.order_by("valid_from").values_list("active", "valid_from")) == [
@@ -500,7 +500,7 @@ class TestOne:
         sent = {"customer": "other", "beginning": "at", "do": "preview"}
         preview = client.post(path, sent | {"beginning_at": (now - timedelta(days=3)).isoformat()})
         assert "ends at" in main_of(preview)
-        assert "1 session that began since then, 8.000 kWh, is in Lago already" in main_of(preview)
+        assert "1 session that started since then, 8.000 kWh, is in Lago already" in main_of(preview)
         client.post(path, hidden(preview) | {"do": "save"})
         assert list(
             TagMapping.objects.order_by("valid_from").values_list("customer_external_id", flat=True)

@@ -80,7 +80,7 @@ class TestOneSession:
         assert "Decided: hold it" in text
         assert "600.000 kWh > 500 kWh" in text
         assert "600 kW > 400 kW" in text
-        assert "Compare with the station's meter." in text
+        assert "Compare with the charge box's meter." in text
         assert "No usage event" in text
 
     def test_what_a_person_did_stands_there_with_the_note(self, shown, now):

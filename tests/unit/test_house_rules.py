@@ -25,7 +25,7 @@ PURE = [
 # The way of the data, from the ground up: what stands in a line may use what stands above it, and nothing
 # below. (The simulators stand aside: see TestSides.)
 LAYERS = """
-clock config database effects energy http_date log mail proxies remembered request_size schema spreadsheet tls unix_socket
+clock config database effects energy http_date local_time log mail proxies remembered request_size schema spreadsheet tls unix_socket
 accounts steve
 charging
 lago

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from allauth.account.adapter import get_adapter
 from allauth.core import context
 from django.core.exceptions import PermissionDenied
+from django.utils.translation import gettext as _
 
 from ocpp_billing.accounts.models import AuditEntry
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 # Characters of a person's own words, wherever they are typed.
 NOTE_LENGTH = 2_000
+
+
+def refuse_long(note: str, error: type[Exception]) -> None:
+    """Keep no note that is longer than :data:`NOTE_LENGTH`, from wherever it comes.
+
+    Raises:
+        Exception: ``error``, the caller's own, which says so.
+    """
+    if len(note) > NOTE_LENGTH:
+        raise error(_("A note has at most %(n)s characters.") % {"n": f"{NOTE_LENGTH:,}"})
 
 
 def record(

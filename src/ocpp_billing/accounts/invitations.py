@@ -19,6 +19,7 @@ from django.core.signing import BadSignature, Signer
 from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
 from django.urls import reverse
+from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import letters
@@ -55,11 +56,13 @@ def invite(*, email: str, name: str, role: Role, by: User, actor: str = "") -> I
     try:
         validate_email(email)
     except ValidationError:
-        raise PeopleError("This is no e-mail address: name@example.org.") from None
+        raise PeopleError(_("This is no e-mail address: name@example.org.")) from None
     if not name:
-        raise PeopleError("The name is missing.")
+        raise PeopleError(_("The name is missing."))
     if User.objects.filter(email=email).exists():
-        raise PeopleConflictError(f"{email} has an account already. Change that person instead.")
+        raise PeopleConflictError(
+            _("%(email)s has an account already. Change that person instead.") % {"email": email}
+        )
     now = clock.now()
     try:
         with effect("db commit invitation"), transaction.atomic():
@@ -81,7 +84,7 @@ def invite(*, email: str, name: str, role: Role, by: User, actor: str = "") -> I
             )
     except IntegrityError:
         raise PeopleConflictError(
-            f"{email} is invited already. Send that invitation again, or revoke it."
+            _("%(email)s is invited already. Send that invitation again, or revoke it.") % {"email": email}
         ) from None
     return invitation
 
@@ -184,7 +187,7 @@ def accept(text: str, *, name: str, password: str) -> User:
     """
     name = name.strip()
     if not name:
-        raise PeopleError("The name is missing.")
+        raise PeopleError(_("The name is missing."))
     try:
         with effect("db commit invitation"), transaction.atomic():
             # Of two who follow the link at once the second waits here, and finds it used.
@@ -203,7 +206,7 @@ def accept(text: str, *, name: str, password: str) -> User:
     except ValidationError as error:
         raise PeopleError(" ".join(error.messages)) from None
     except IntegrityError:
-        raise PeopleConflictError("This address has got an account meanwhile. Sign in with it.") from None
+        raise PeopleConflictError(_("This address has got an account meanwhile. Sign in with it.")) from None
     return user
 
 

@@ -8,6 +8,7 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext as _
 
 from ocpp_billing.accounts.audit import record
 from ocpp_billing.accounts.models import Role, User
@@ -54,9 +55,9 @@ def add_person(
     try:
         validate_email(email)
     except ValidationError:
-        raise PeopleError("This is no e-mail address: name@example.org.") from None
+        raise PeopleError(_("This is no e-mail address: name@example.org.")) from None
     if not name:
-        raise PeopleError("The name is missing.")
+        raise PeopleError(_("The name is missing."))
     if password is not None:
         try:
             validate_password(password, User(email=email, name=name))
@@ -67,7 +68,9 @@ def add_person(
             user = User.objects.create_user(email, password, name=name, role=role)
             record("user.created", user=by, actor=actor, target=f"user {user.email}", after=_snapshot(user))
     except IntegrityError:
-        raise PeopleConflictError(f"{email} is known already. Change that person instead.") from None
+        raise PeopleConflictError(
+            _("%(email)s is known already. Change that person instead.") % {"email": email}
+        ) from None
     return user
 
 
@@ -111,9 +114,9 @@ def change_person(
         user.is_active = user.is_active if active is None else active
         raised = not Role(user.role).within(Role(before["role"]))
         if not may_do_more and (raised or (user.is_active and not before["active"])):
-            raise MayDoMoreError("This would let somebody in, or let them do more.")
+            raise MayDoMoreError(_("This would let somebody in, or let them do more."))
         if admin_ids == {user.pk} and not user.is_admin:
-            raise PeopleConflictError("This is the last admin. Make somebody else an admin first.")
+            raise PeopleConflictError(_("This is the last admin. Make somebody else an admin first."))
         user.save(update_fields=["name", "role", "is_active"])
         if before["active"] and not user.is_active:
             drop_sessions(user)

@@ -96,11 +96,16 @@ def issue_token(
     """
     name = name.strip()
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        raise TokenError(f"Give the token a name of 1 to {MAX_NAME_LENGTH} characters: what it is for.")
+        raise TokenError(
+            _("Give the token a name of 1 to %(n)s characters: what it is for.") % {"n": MAX_NAME_LENGTH}
+        )
     if not Role(role).within(Role(user.role)):
-        raise TokenError(f"You are {user.role}: a token of yours cannot be {role}. Choose a lower role.")
+        raise TokenError(
+            _("You are %(yours)s: a token of yours cannot be %(role)s. Choose a lower role.")
+            % {"yours": user.get_role_display(), "role": Role(role).label}
+        )
     if expires_at is not None and expires_at <= clock.now():
-        raise TokenError("The token would be expired at once: choose a later date.")
+        raise TokenError(_("The token would be expired at once: choose a later date."))
     text = generate_token()
     with effect("db commit token"), transaction.atomic():
         token = ApiToken.objects.create(

@@ -512,7 +512,7 @@ def _already_stopped(session: ChargingSession, row: Transaction, expected_stop_w
     closed = _closed(session, row)
     if row.stop_actor == "manual" and row.stop_wh == expected_stop_wh:
         return closed
-    whom = "an operator has closed it" if row.stop_actor == "manual" else "its station has sent the stop"
+    whom = "an operator has closed it" if row.stop_actor == "manual" else "its charge box has sent the stop"
     raise ClosingError(
         f"Session {session.steve_id} has stopped meanwhile: {whom}, at "
         f"{say_kwh(closed.stop_wh)} kWh. That counts."

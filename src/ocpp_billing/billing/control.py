@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.db import connection, transaction
+from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
@@ -17,6 +18,7 @@ from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.charging.models import Source
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.effects import effect
+from ocpp_billing.local_time import day_and_time
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -98,15 +100,21 @@ def go_live(config: Config, live_from: datetime, *, by: str, user: User | None =
     start = config.billing_start_at
     if start is not None:
         raise ControlError(
-            f"BILLING_START is set in the environment ({start.isoformat()}), so billing is live from there: "
-            "another date is set there, too, and the worker started anew."
+            _(
+                "BILLING_START is set in the environment (%(at)s), so billing is live from there: another "
+                "date is set there, too, and the worker started anew."
+            )
+            % {"at": day_and_time(start)}
         )
     with effect("db commit go live"), transaction.atomic():
         control = _locked(config.steve_source)
         if control.live_from is not None:
             raise ControlError(
-                f"Billing is already live, from {control.live_from.astimezone(config.timezone).isoformat()}. "
-                "That cannot be moved: sessions have been billed by it."
+                _(
+                    "Billing is already live, from %(at)s. That cannot be moved: sessions have been "
+                    "billed by it."
+                )
+                % {"at": day_and_time(control.live_from)}
             )
         _set_live_from(control, live_from, by)
         audit.record(
@@ -230,7 +238,8 @@ def resume(config: Config, *, by: str, user: User | None = None, seen: DeliveryS
             seen.pause_reason,
         ):
             raise ControlError(
-                f"Another cause came meanwhile: {control.pause_reason} Look at that first, then resume."
+                _("Another cause came meanwhile: %(why)s Look at that first, then resume.")
+                % {"why": control.pause_reason}
             )
         before = {"paused_by": control.paused_by, "reason": control.pause_reason}
         control.paused_at = control.paused_by = control.pause_reason = None

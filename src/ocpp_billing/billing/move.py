@@ -177,8 +177,9 @@ def carry_out_move(
     """Do what the preview said: queue the negative and the positive events of one session.
 
     Raises:
-        MoveError: when the session changed since the preview.
+        MoveError: when the session changed since the preview, or the note is too long.
     """
+    audit.refuse_long(note, MoveError)
     if directory.field_name is None:
         raise MoveError(f"The billable metric {policy.metric_code} does not sum a field in Lago.")
     with effect("db commit move"), transaction.atomic():

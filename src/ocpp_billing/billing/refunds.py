@@ -44,6 +44,7 @@ def settle_refund(
     """
     if not credit_note.strip():
         raise ReviewError("Give the number of the credit note, as Lago shows it.")
+    audit.refuse_long(note, ReviewError)
     says = f"credited by credit note {credit_note.strip()}"
     with effect("db commit refund"), transaction.atomic(), connection.cursor() as cursor:
         session = ChargingSession.objects.select_for_update().get(pk=session_id)

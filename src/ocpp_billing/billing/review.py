@@ -148,6 +148,7 @@ def enter_reading(
     """
     if not note.strip():
         raise ReviewError("Say where the reading comes from: a reading needs a note.")
+    audit.refuse_long(note, ReviewError)
     with effect("db commit reading"), transaction.atomic():
         session = _locked(session_id)
         if not session.start_wh <= stop_wh <= HIGHEST_REGISTER_WH:
@@ -174,8 +175,9 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None, note: st
     """Send an event again that Lago refused or could not digest, after the cause was mended.
 
     Raises:
-        ReviewError: when it is not rejected.
+        ReviewError: when it is not rejected, or the note is too long.
     """
+    audit.refuse_long(note, ReviewError)
     with effect("db commit retry"), transaction.atomic(), connection.cursor() as cursor:
         # The session first, as every act of a person locks it.
         _locked(UsageEvent.objects.values_list("session_id", flat=True).get(pk=event_id))
@@ -213,7 +215,12 @@ def retry_session(session_id: int, *, by: str, user: User | None = None, note: s
 
 
 def acknowledge_identity(tag_id: int, *, note: str, by: str, user: User | None = None) -> None:
-    """Say that a tag whose number or text changed in StEvE is still the same one; its sessions go on."""
+    """Say that a tag whose number or text changed in StEvE is still the same one; its sessions go on.
+
+    Raises:
+        ReviewError: when the note is too long.
+    """
+    audit.refuse_long(note, ReviewError)
     with effect("db commit identity"), transaction.atomic(), connection.cursor() as cursor:
         tag = IdTag.objects.select_for_update().get(pk=tag_id)
         before, tag.identity_conflict = tag.identity_conflict, None
@@ -243,6 +250,7 @@ def _order(
     session: ChargingSession, kind: RulingKind, note: str, by: str, user: User | None, **values: str | None
 ) -> None:
     """Write the ruling, ask for a new decision, and record both."""
+    audit.refuse_long(note, ReviewError)
     Ruling.objects.create(
         session=session,
         kind=kind,

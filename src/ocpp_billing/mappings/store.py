@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F
+from django.utils.translation import gettext as _
 
 from ocpp_billing.accounts import audit
 from ocpp_billing.charging.asking import ask_again
@@ -16,6 +17,7 @@ from ocpp_billing.charging.fold import fold_id_tag
 from ocpp_billing.charging.models import IdTag, Source
 from ocpp_billing.charging.tags import OF_FAMILY, ask_again_for_tags
 from ocpp_billing.effects import effect
+from ocpp_billing.local_time import day_and_time
 from ocpp_billing.mappings.models import TagMapping
 from ocpp_billing.mappings.resolve import MappingInterval, ParentSighting
 
@@ -71,11 +73,16 @@ def find_or_add_tag(source: str, text: str) -> IdTag:
     """
     text = text.strip()
     if not text:
-        raise MappingError("The id tag is missing: write it as StEvE shows it.")
+        raise MappingError(_("The id tag is missing: write it as StEvE shows it."))
     if len(text) > MAX_ID_TAG_LENGTH or not text.isprintable():
-        raise MappingError(f"{text[:40]!r} is not an id tag: 1 to {MAX_ID_TAG_LENGTH} printable characters.")
+        raise MappingError(
+            _("“%(text)s” is not an id tag: 1 to %(n)s printable characters.")
+            % {"text": text[:40].encode("unicode_escape").decode(), "n": MAX_ID_TAG_LENGTH}
+        )
     Source.objects.get_or_create(name=source)
-    tag, _ = IdTag.objects.get_or_create(source_id=source, folded=fold_id_tag(text), defaults={"text": text})
+    tag, _created = IdTag.objects.get_or_create(
+        source_id=source, folded=fold_id_tag(text), defaults={"text": text}
+    )
     return tag
 
 
@@ -116,6 +123,7 @@ def create_mapping(
     """
     customer, subscription = _payer(customer, subscription)
     _check_interval(valid_from, valid_to)
+    audit.refuse_long(note, MappingError)
     with _changing(id_tag) as cursor:
         tag = find_or_add_tag(source, id_tag)
         mapping = TagMapping.objects.create(
@@ -177,10 +185,13 @@ def end_mapping(
         before = _snapshot(mapping)
         if at <= mapping.valid_from:
             raise MappingError(
-                f"The mapping begins at {mapping.valid_from.isoformat()}: end it after that, or delete it."
+                _("The mapping begins at %(at)s: end it after that, or delete it.")
+                % {"at": day_and_time(mapping.valid_from)}
             )
         if mapping.valid_to is not None and mapping.valid_to <= at:
-            raise MappingConflictError(f"The mapping ends already, at {mapping.valid_to.isoformat()}.")
+            raise MappingConflictError(
+                _("The mapping ends already, at %(at)s.") % {"at": day_and_time(mapping.valid_to)}
+            )
         mapping.valid_to = at
         mapping.save(update_fields=["valid_to", "updated_at"])
         _tell(cursor, "mapping.end", mapping, before, by, user)
@@ -224,14 +235,17 @@ def switch_mapping(
         mapping = _locked(mapping_id, seen)
         before = _snapshot(mapping)
         if mapping.active == active:
-            raise MappingConflictError(f"The mapping is {'active' if active else 'switched off'} already.")
+            raise MappingConflictError(
+                _("The mapping is active already.") if active else _("The mapping is switched off already.")
+            )
         if active and bill_gap is None:
             raise MappingError(
-                "Say whether the sessions of the time it was off are billed: bill_gap must be true or false."
+                _("Say whether the sessions of the time it was off are billed: yes or no (bill_gap).")
             )
         if mapping.valid_to is not None and mapping.valid_to <= at:
             raise MappingError(
-                f"The mapping ended at {mapping.valid_to.isoformat()}: create a new one instead."
+                _("The mapping ended at %(at)s: create a new one instead.")
+                % {"at": day_and_time(mapping.valid_to)}
             )
         if at <= mapping.valid_from or bill_gap:
             mapping.active = active
@@ -283,10 +297,11 @@ def change_mapping(
         mapping = _locked(mapping_id, seen)
         before = _snapshot(mapping)
         if (mapping.customer_external_id, mapping.subscription_external_id) == (customer, subscription):
-            raise MappingConflictError("The mapping leads there already: nothing would change.")
+            raise MappingConflictError(_("The mapping leads there already: nothing would change."))
         if mapping.valid_to is not None and mapping.valid_to <= at:
             raise MappingError(
-                f"The mapping ended at {mapping.valid_to.isoformat()}: create a new one instead."
+                _("The mapping ended at %(at)s: create a new one instead.")
+                % {"at": day_and_time(mapping.valid_to)}
             )
         if at > mapping.valid_from:
             mapping = _cut(
@@ -299,8 +314,11 @@ def change_mapping(
             )
         elif _events(mapping.pk).filter(attempts__gt=0).exists():
             raise MappingConflictError(
-                "Sessions were sent to Lago by this mapping, and that cannot be taken back here. "
-                f"Choose a date after {mapping.valid_from.isoformat()}, from which the new customer pays."
+                _(
+                    "Sessions were sent to Lago by this mapping, and that cannot be taken back here. Choose "
+                    "a date after %(at)s, from which the new customer pays."
+                )
+                % {"at": day_and_time(mapping.valid_from)}
             )
         else:
             mapping.customer_external_id = customer
@@ -315,8 +333,10 @@ def note_mapping(mapping_id: int, *, note: str, by: str, user: User | None = Non
     """Replace the note of a mapping; nothing else changes.
 
     Raises:
+        MappingError: when the note is too long.
         TagMapping.DoesNotExist: when there is none of that number.
     """
+    audit.refuse_long(note, MappingError)
     with _changing():
         mapping = _locked(mapping_id)
         before = _snapshot(mapping)
@@ -380,8 +400,10 @@ def delete_mapping(
         ask_again_for_tags(cursor, [mapping.id_tag_id])
         if _events(mapping.pk).exclude(state="void").exists():
             raise MappingConflictError(
-                "Usage events exist by this mapping, so it must stay to explain them. "
-                "End it, or switch it off, from a date of your choice."
+                _(
+                    "Usage events exist by this mapping, so it must stay to explain them. End it, or switch "
+                    "it off, from a date of your choice."
+                )
             )
         before, tag = _snapshot(mapping), mapping.id_tag
         # Decisions that only held a session keep their words and their customer.
@@ -400,20 +422,21 @@ def _changing(id_tag: str = "") -> Iterator[Any]:
         if "tag_mapping_no_overlap" not in str(error):
             raise
         raise MappingConflictError(
-            f"Tag {id_tag} already has a mapping in that time. End that one first, or choose another date."
+            _("Tag %(tag)s already has a mapping in that time. End that one first, or choose another date.")
+            % {"tag": id_tag}
         ) from error
 
 
 def _payer(customer: str, subscription: str | None) -> tuple[str, str | None]:
     customer, subscription = customer.strip(), (subscription or "").strip() or None
     if not customer:
-        raise MappingError("The customer is missing: give Lago's external customer id.")
+        raise MappingError(_("The customer is missing: give Lago's external customer id."))
     return customer, subscription
 
 
 def _check_interval(valid_from: datetime, valid_to: datetime | None) -> None:
     if valid_to is not None and valid_to <= valid_from:
-        raise MappingError("The mapping ends before it begins: valid_to must be after valid_from.")
+        raise MappingError(_("The mapping ends before it begins: its end must be after its beginning."))
 
 
 def _locked(mapping_id: int, seen: datetime | None = None) -> TagMapping:
@@ -427,7 +450,7 @@ def _locked(mapping_id: int, seen: datetime | None = None) -> TagMapping:
     mappings = TagMapping.objects.select_for_update(of=("self",), no_key=True).select_related("id_tag")
     mapping = mappings.get(pk=mapping_id)
     if seen is not None and mapping.updated_at != seen:
-        raise MappingConflictError("The mapping was changed meanwhile. Look at it as it is now.")
+        raise MappingConflictError(_("The mapping was changed meanwhile. Look at it as it is now."))
     return mapping
 
 

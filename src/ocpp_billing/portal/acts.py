@@ -278,7 +278,9 @@ def evidence_words(session: ChargingSession) -> str:
         "at": stamp(finding.at, clock.now()) if finding.at else "?",
     }
     if finding.source == "next_start":
-        return _("The next session on the connector began at %(register)s kWh: ≈\xa0%(energy)s kWh.") % given
+        return (
+            _("The next session on the connector started at %(register)s kWh: ≈\xa0%(energy)s kWh.") % given
+        )
     return _("Its last meter value was %(register)s kWh (%(at)s): ≈\xa0%(energy)s kWh.") % given
 
 

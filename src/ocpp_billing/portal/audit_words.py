@@ -13,6 +13,9 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from ocpp_billing.portal.format import kwh
+from ocpp_billing.portal.wording import REASONS, STATES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -89,6 +92,57 @@ SUBJECTS: dict[str, str | Promise] = {
 }
 
 
+# What the facts of an entry are called; one without words is called as in the ledger.
+FACTS: dict[str, str | Promise] = {
+    "active": gettext_lazy("active"),
+    "address": gettext_lazy("address"),
+    "adopted": gettext_lazy("adopted events"),
+    "answer": gettext_lazy("Lago's answer"),
+    "billed": gettext_lazy("billed to"),
+    "browser": gettext_lazy("browser"),
+    "charged_twice": gettext_lazy("charged twice"),
+    "created": gettext_lazy("made in Lago"),
+    "credit_note": gettext_lazy("credit note"),
+    "credited_wh": gettext_lazy("credited"),
+    "customer": gettext_lazy("customer"),
+    "customer_external_id": gettext_lazy("customer"),
+    "customer_id": gettext_lazy("customer"),
+    "email": gettext_lazy("e-mail"),
+    "energy_wh": gettext_lazy("energy"),
+    "evidence": gettext_lazy("meter evidence"),
+    "expected_at": gettext_lazy("expected end"),
+    "expected_stop_wh": gettext_lazy("expected meter at the end"),
+    "expires_at": gettext_lazy("expires"),
+    "id_tag": gettext_lazy("tag"),
+    "identity_conflict": gettext_lazy("what spoke against it"),
+    "live_from": gettext_lazy("live from"),
+    "name": gettext_lazy("name"),
+    "note": gettext_lazy("note"),
+    "order": gettext_lazy("order"),
+    "orphans": gettext_lazy("events without a session"),
+    "paused_by": gettext_lazy("paused by"),
+    "reading_stop_wh": gettext_lazy("reading at the end"),
+    "reading_stopped_at": gettext_lazy("end by the reading"),
+    "reason": gettext_lazy("reason"),
+    "refund_by_hand": gettext_lazy("to credit by hand"),
+    "role": gettext_lazy("role"),
+    "seen": gettext_lazy("events in Lago"),
+    "sent_whole": gettext_lazy("events that bear the whole tag"),
+    "sessions": gettext_lazy("sessions"),
+    "state": gettext_lazy("state"),
+    "stop_wh": gettext_lazy("meter at the end"),
+    "stopped_at": gettext_lazy("stopped"),
+    "subscription": gettext_lazy("subscription"),
+    "subscription_external_id": gettext_lazy("subscription"),
+    "subscription_id": gettext_lazy("subscription"),
+    "texts": gettext_lazy("texts changed"),
+    "turned_up": gettext_lazy("events that turned up"),
+    "user": gettext_lazy("person"),
+    "valid_from": gettext_lazy("valid from"),
+    "valid_to": gettext_lazy("valid to"),
+    "verified": gettext_lazy("known to Lago"),
+}
+
 # PostgreSQL keeps the facts of an entry by the length of their names; people read them in this order.
 _ORDER = (
     *("id_tag", "email", "name", "role", "customer_id", "customer", "subscription_id", "subscription"),
@@ -109,7 +163,7 @@ def changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -
     """What differs; what stayed the same is left out, and what was neither there before nor is set now."""
     old, new = dict(before or {}), dict(after or {})
     return [
-        Change(name.replace("_", " "), _written(old, name), _written(new, name))
+        Change(str(FACTS.get(name, name)), _written(old, name), _written(new, name))
         for name in sorted(dict.fromkeys([*old, *new]), key=_place)
         if _differs(name, old, new)
     ]
@@ -135,6 +189,22 @@ def _differs(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return value is not None and value != ""
 
 
+def _of_our_own(name: str, value: Any) -> str | None:
+    """Amounts, states and lists as people read them; None = it is none of these."""
+    match name, value:
+        case str(), int() if name.endswith("_wh"):
+            return f"{kwh(value)} kWh"
+        case "state", str() if value in STATES:
+            return str(STATES[value].label)
+        case "reason", str() if value in REASONS:
+            return str(REASONS[value].label)
+        case "billed", list():
+            return "; ".join(f"{customer} ({there}) {kwh(wh)} kWh" for customer, there, wh in value)
+        case str(), list() if all(isinstance(each, str) for each in value):
+            return ", ".join(value)
+    return None
+
+
 def _written(facts: Mapping[str, Any], name: str) -> str | None:
     if name not in facts:
         return None
@@ -143,6 +213,8 @@ def _written(facts: Mapping[str, Any], name: str) -> str | None:
         return _("none")
     if isinstance(value, bool):
         return _("yes") if value else _("no")
+    if (of_ours := _of_our_own(name, value)) is not None:
+        return of_ours
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and _INSTANT.fullmatch(value):

@@ -20,10 +20,10 @@ from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing import control
 from ocpp_billing.billing.balance import Amount, counted_balance
 from ocpp_billing.config import parse_instant
+from ocpp_billing.local_time import day_and_time
 from ocpp_billing.portal.access import needs, person
 from ocpp_billing.portal.banners import who_paused
 from ocpp_billing.portal.days import validate_day
-from ocpp_billing.portal.format import day_and_time
 from ocpp_billing.portal.sync_now import ask_for_run
 
 if TYPE_CHECKING:

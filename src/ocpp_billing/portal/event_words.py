@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from django.utils.functional import Promise
 
 STOPPED_BY: dict[str, str | Promise] = {
-    "station": gettext_lazy("By the station"),
+    "station": gettext_lazy("By the charge box"),
     "manual": gettext_lazy("By hand, in StEvE"),
     "": gettext_lazy("By whom, this StEvE does not say"),
 }

@@ -46,10 +46,13 @@ def duration(lasted: timedelta) -> str:
 def age(since: datetime, now: datetime) -> str:
     """How long ago, in one unit, rounded down: ``12 s``, ``5 min``, ``8 d``; the future is ``0 s``."""
     seconds = max(0, int((now - since).total_seconds()))
-    for unit_s, text in ((86400, _("%(n)s d")), (3600, _("%(n)s h")), (60, _("%(n)s min"))):
-        if seconds >= unit_s:
-            return text % {"n": seconds // unit_s}
-    return _("%(n)s s") % {"n": seconds}
+    unit_s, text = next((unit for unit in age_units() if seconds >= unit[0]), age_units()[-1])
+    return text % {"n": seconds // unit_s}
+
+
+def age_units() -> list[tuple[int, str]]:
+    """The units of :func:`age`, longest first: how many seconds each has, and how so many of it are said."""
+    return [(86400, _("%(n)s d")), (3600, _("%(n)s h")), (60, _("%(n)s min")), (1, _("%(n)s s"))]
 
 
 def instant(at: datetime, now: datetime) -> str:
@@ -68,11 +71,6 @@ def stamp(at: datetime, now: datetime) -> str:
     if local.date() == today.date():
         return date_format(local, "H:i")
     return date_format(local, "j M, H:i" if local.year == today.year else "j M Y, H:i")
-
-
-def day_and_time(at: datetime) -> str:
-    """An instant in full in the organisation's zone, for what must not be misread: ``1 Dec 2026, 00:00``."""
-    return date_format(timezone.localtime(at), "j M Y, H:i")
 
 
 def utc(at: datetime) -> str:

@@ -549,17 +549,17 @@ def _late_remarks(payer: Payer, proposal: Proposal, preview: MappingPreview) -> 
     }
     if settings.CONFIG.late_policy == "current_period":
         says = ngettext(
-            "%(n)s session, %(kwh)s kWh, ended before the billing period of %(name)s began (%(at)s): "
+            "%(n)s session, %(kwh)s kWh, stopped before the billing period of %(name)s began (%(at)s): "
             "in time that is invoiced. By LATE_POLICY it is billed in the current period, dated now.",
-            "%(n)s sessions, %(kwh)s kWh, ended before the billing period of %(name)s began (%(at)s): "
+            "%(n)s sessions, %(kwh)s kWh, stopped before the billing period of %(name)s began (%(at)s): "
             "in time that is invoiced. By LATE_POLICY they are billed in the current period, dated now.",
             len(late),
         )
     else:
         says = ngettext(
-            "%(n)s session, %(kwh)s kWh, ended before the billing period of %(name)s began (%(at)s). "
+            "%(n)s session, %(kwh)s kWh, stopped before the billing period of %(name)s began (%(at)s). "
             "Lago has invoiced that time, so it will be held as “Period already closed” until you decide.",
-            "%(n)s sessions, %(kwh)s kWh, ended before the billing period of %(name)s began (%(at)s). "
+            "%(n)s sessions, %(kwh)s kWh, stopped before the billing period of %(name)s began (%(at)s). "
             "Lago has invoiced that time, so they will be held as “Period already closed” until you decide.",
             len(late),
         )

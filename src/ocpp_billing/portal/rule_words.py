@@ -98,7 +98,7 @@ def _without_numbers(check: Check) -> str:
         Rule.IDENTITY: _("tag and transaction are who they were"),
         Rule.START_KNOWN: _("known"),
         Rule.OVERLAP: _("no other session claims the same time and meter readings"),
-        Rule.MANUAL_STOP: _("the station itself, not a person"),
+        Rule.MANUAL_STOP: _("the charge box itself, not a person"),
         Rule.CLOCK_NOT_RESET: _("not before the latest start among lower ids"),
         Rule.POWER: _("no time passed and no energy flowed"),
     }[check.rule]

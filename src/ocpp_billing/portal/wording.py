@@ -64,8 +64,8 @@ REASONS: dict[str, ReasonWords] = {
         ReasonWords(
             "clock_skew",
             _("Wrong clock"),
-            _("The station's times cannot be right, so the billing period would be a guess. Not billed."),
-            _("Set the station's clock. Then accept the session as it is, or exclude it with a note."),
+            _("The charge box's times cannot be right, so the billing period would be a guess. Not billed."),
+            _("Set the charge box's clock. Then accept the session as it is, or exclude it with a note."),
         ),
         ReasonWords(
             "negative_energy",
@@ -77,7 +77,7 @@ REASONS: dict[str, ReasonWords] = {
             "implausible",
             _("Implausible"),
             _("More energy, power or time than a real session can have. Not billed."),
-            _("Compare with the station's meter. Accept it if it is real, or exclude it with a note."),
+            _("Compare with the charge box's meter. Accept it if it is real, or exclude it with a note."),
         ),
         ReasonWords(
             "register_overlap",
@@ -112,7 +112,7 @@ REASONS: dict[str, ReasonWords] = {
         ReasonWords(
             "mapping_inactive",
             _("Mapping switched off"),
-            _("The tag's mapping was inactive when the session began. Not billed."),
+            _("The tag's mapping was inactive when the session started. Not billed."),
             _("Switch the mapping on for that time, or exclude the sessions with a note."),
         ),
         ReasonWords(
@@ -173,7 +173,7 @@ REASONS: dict[str, ReasonWords] = {
         ReasonWords(
             "zero_energy",
             _("No energy"),
-            _("The station itself reported a session without energy: there is nothing to bill."),
+            _("The charge box itself reported a session without energy: there is nothing to bill."),
             _("Nothing."),
         ),
         ReasonWords(

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from django.db import connection, transaction
+from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.charging.models import Source
 from ocpp_billing.effects import effect
+from ocpp_billing.local_time import day_and_time
 from ocpp_billing.sync.liveness import worker_alive
 from ocpp_billing.sync.models import SyncRun
 
@@ -50,7 +52,7 @@ def request_run(source: str, *, trigger: str, requested_by: str) -> Requested:
             cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, source])
     if row is None:  # a worker took the waiting run between the two statements: that run is this trigger's
         run = SyncRun.objects.filter(source_id=source).latest("id")
-        return Requested(run.pk, "starts now", "The synchronization starts now.")
+        return Requested(run.pk, "starts now", _("The synchronization starts now."))
     return _foretell(source, int(row[0]))
 
 
@@ -58,14 +60,13 @@ def _foretell(source: str, run_id: int) -> Requested:
     liveness = worker_alive(source, clock.now())
     running = SyncRun.objects.filter(source_id=source, status="running").first()
     if not liveness.alive:
-        since = f" since {liveness.since:%Y-%m-%d %H:%M} UTC" if liveness.since else ""
-        return Requested(
-            run_id,
-            "no worker",
-            f"No worker is alive{since}. The synchronization is noted and starts when one comes.",
-        )
+        says = _("No worker is alive. The synchronization is noted and starts when one comes.")
+        if liveness.since:
+            says = _(
+                "No worker is alive since %(at)s. The synchronization is noted and starts when one comes."
+            ) % {"at": day_and_time(liveness.since)}
+        return Requested(run_id, "no worker", says)
     if running is not None and running.pk != run_id:
-        return Requested(
-            run_id, "queued behind", f"The synchronization starts when run {running.pk} has ended."
-        )
-    return Requested(run_id, "starts now", "The synchronization starts now.")
+        says = _("The synchronization starts when run %(id)s has ended.") % {"id": running.pk}
+        return Requested(run_id, "queued behind", says)
+    return Requested(run_id, "starts now", _("The synchronization starts now."))

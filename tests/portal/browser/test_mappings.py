@@ -119,7 +119,7 @@ def test_the_same_without_a_script(visit, now, waiting):
     page.get_by_label("From when: date and time").fill((now - timedelta(days=5)).strftime("%Y-%m-%dT%H:%M"))
     page.get_by_role("button", name="Preview").click()
     expect(page.get_by_text("1 held session, 18.042 kWh")).to_be_visible()
-    expect(page.get_by_text("1 waiting session, 6.500 kWh, began before")).to_be_visible()
+    expect(page.get_by_text("1 waiting session, 6.500 kWh, started before")).to_be_visible()
     page.get_by_role("button", name="Change something").click()
     expect(page.get_by_label("Subscription")).to_have_value("sub-alice")
     page.get_by_role("button", name="Preview").click()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from functools import cache
@@ -16,6 +17,7 @@ from django.utils.translation import gettext as _
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import Role
+from ocpp_billing.local_time import day_and_time
 from ocpp_billing.portal import acts
 from ocpp_billing.portal import format as written
 from ocpp_billing.portal.access import seen_tag
@@ -176,6 +178,12 @@ def _time(at: datetime, words: str, *, ticking: str = "") -> SafeString:
     )
 
 
+@register.simple_tag
+def age_units() -> str:
+    """How the page's script counts ages on: seconds of each unit, and how so many of it are said."""
+    return json.dumps([[unit_s, text % {"n": "{}"}] for unit_s, text in written.age_units()])
+
+
 @register.filter
 def browser(user_agent: str) -> str:
     """A browser in words: ``Firefox on Linux``."""
@@ -201,7 +209,7 @@ def stamp(at: datetime | None) -> str:
 @register.filter
 def full_stamp(at: datetime) -> SafeString:
     """An instant with its year, for what must not be misread."""
-    return _time(at, written.day_and_time(at))
+    return _time(at, day_and_time(at))
 
 
 @register.filter

@@ -119,14 +119,14 @@
 
   // -- "12 s ago" keeps counting --------------------------------------------------------------------
   // Only what the server wrote as relative; the words are the server's, the number is counted on.
-  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const units = JSON.parse(document.body.dataset.ageUnits ?? "[]");
   const tick = () => {
     for (const time of document.querySelectorAll("time[data-relative]")) {
       const seconds = Math.floor((Date.now() - Date.parse(time.dateTime)) / 1000);
       const pattern = time.dataset.relative;
       if (!pattern || seconds < 1 || seconds >= 86400) continue;
-      const [size, unit] = units.find(([size]) => seconds >= size);
-      time.textContent = pattern.replace("{}", `${Math.floor(seconds / size)} ${unit}`);
+      const [size, said] = units.find(([size]) => seconds >= size);
+      time.textContent = pattern.replace("{}", said.replace("{}", Math.floor(seconds / size)));
     }
   };
   setInterval(tick, 5000);
