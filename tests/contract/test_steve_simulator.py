@@ -1091,6 +1091,17 @@ def test_generated_registers_go_on_and_sessions_of_a_connector_do_not_overlap(st
     assert rows[-1]["startTimestamp"] < at(NOW)
 
 
+def test_generated_ids_follow_arrivals_not_starts(steve):
+    made = steve.generate(2000, seed=3, days=30)
+    store = steve.store
+    starts, arrivals = list(store.start_ms), list(store.start_event_ms)
+    assert list(store.ids) == list(range(made.first_id, made.last_id + 1))
+    assert arrivals == sorted(arrivals)
+    late = [row for row in range(1, len(starts)) if starts[row] < max(starts[:row])]
+    assert 20 <= len(late) <= 200  # one in fifty, and what comes after it on the same connector
+    assert max(max(starts[:row]) - starts[row] for row in late) > 12 * HOUR / timedelta(milliseconds=1)
+
+
 def test_more_sessions_cannot_stay_open_than_there_are(steve):
     with pytest.raises(ValueError, match="of only 1 sessions"):
         steve.generate(1, stuck_count=1)

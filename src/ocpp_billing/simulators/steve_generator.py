@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from ocpp_billing.simulators.steve_store import STATION, MeterValue
@@ -11,6 +12,7 @@ from ocpp_billing.simulators.steve_time import DAY_MS
 
 if TYPE_CHECKING:
     from ocpp_billing.simulators.steve_central import CentralSystem
+    from ocpp_billing.simulators.steve_store import SteveStore
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -43,10 +45,11 @@ def generate(
 ) -> Generated:
     """Append sessions to the store.
 
-    They arrive in order of their start, spread evenly over the days before ``end_ms``; each connector's
+    They begin one after the other, spread evenly over the days before ``end_ms``; each connector's
     register goes on from session to session, one session ends before the next begins. One session in a
-    hundred has its tag in lower case, one in two hundred delivers nothing, one in fifty was delivered
-    late (its times of arrival show it).
+    hundred has its tag in lower case, one in two hundred delivers nothing. One in fifty arrives up to a day
+    late, and what the same connector has to say after it waits for that: as ids follow arrivals, they are not
+    in the order of starts.
 
     Args:
         central: whose store gets them.
@@ -80,6 +83,8 @@ def generate(
 
     first_id = store.next_transaction_pk
     begin, delivered, stopped = end - count * spacing_ms, 0, 0
+    said_until = [0] * connector_count
+    waiting: list[_Session] = []
     longest_ms = max(MINUTE_MS, min(int(cycle_ms * 0.8), 10 * HOUR_MS))
     for number in range(count):
         place = number % connector_count
@@ -92,26 +97,57 @@ def generate(
         plain, lower = texts[random_.randrange(len(texts))]
         spelling = lower if random_.random() < 0.01 else plain
         start_wh = registers[place]
-        event_ms = min(start_ms + late_ms + 200, end)
-        row = store.insert(connectors[place], spelling, start_ms, start_wh, event_ms)
         registers[place] = start_wh + energy_wh
         stop_ms = start_ms + duration_ms
+        arrives_ms = min(max(start_ms + late_ms + 200, said_until[place]), end)
+        session = _Session(arrives_ms, number, connectors[place], spelling, start_ms, start_wh, stop_ms)
         if number >= count - running or stop_ms > end:
-            so_far_wh = min(energy_wh, max(0, energy_wh * (end - start_ms) // max(duration_ms, 1)))
-            store.delivered_wh[row] = so_far_wh
-            store.add_value(
-                connectors[place], _reading(min(stop_ms, end), start_wh + so_far_wh, store.ids[row])
-            )
-            continue
-        store.delivered_wh[row] = energy_wh
-        store.ended[row] = 1
-        if number in stuck:
-            continue
-        reason = REASONS[random_.randrange(len(REASONS))]
-        store.set_stop(row, stop_ms, start_wh + energy_wh, reason, STATION, min(stop_ms + late_ms + 200, end))
-        delivered += energy_wh
-        stopped += 1
+            session.energy_wh = min(energy_wh, max(0, energy_wh * (end - start_ms) // max(duration_ms, 1)))
+            session.runs_until_ms = min(stop_ms, end)
+        else:
+            session.energy_wh = energy_wh
+            if number not in stuck:
+                session.reason = REASONS[random_.randrange(len(REASONS))]
+                session.stop_arrives_ms = min(max(stop_ms + late_ms + 200, arrives_ms), end)
+                delivered += energy_wh
+                stopped += 1
+        said_until[place] = max(arrives_ms, session.stop_arrives_ms or 0)
+        heappush(waiting, session)
+        # No later session starts before this one, and none arrives before it starts.
+        while waiting and waiting[0].arrives_ms <= start_ms:
+            heappop(waiting).arrive(store)
+    while waiting:
+        heappop(waiting).arrive(store)
     return Generated(first_id, store.next_transaction_pk - 1, stopped, count - stopped, delivered)
+
+
+@dataclass(slots=True, order=True)
+class _Session:
+    """One that waits for its arrival; in order of that."""
+
+    arrives_ms: int
+    number: int
+    connector: int
+    spelling: int
+    start_ms: int
+    start_wh: int
+    stop_ms: int
+    energy_wh: int = 0
+    runs_until_ms: int | None = None
+    stop_arrives_ms: int | None = None
+    reason: str | None = None
+
+    def arrive(self, store: SteveStore) -> None:
+        """StEvE hears of it, and gives it the next id."""
+        row = store.insert(self.connector, self.spelling, self.start_ms, self.start_wh, self.arrives_ms)
+        store.delivered_wh[row] = self.energy_wh
+        end_wh = self.start_wh + self.energy_wh
+        if self.runs_until_ms is not None:
+            store.add_value(self.connector, _reading(self.runs_until_ms, end_wh, store.ids[row]))
+            return
+        store.ended[row] = 1
+        if self.stop_arrives_ms is not None:
+            store.set_stop(row, self.stop_ms, end_wh, self.reason, STATION, self.stop_arrives_ms)
 
 
 def _connectors(central: CentralSystem, count: int) -> list[int]:
