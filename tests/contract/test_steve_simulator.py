@@ -1102,6 +1102,16 @@ def test_generated_ids_follow_arrivals_not_starts(steve):
     assert max(max(starts[:row]) - starts[row] for row in late) > 12 * HOUR / timedelta(milliseconds=1)
 
 
+def test_a_stop_can_be_seen_before_the_meter_values_that_came_with_it(steve):
+    number = charge(steve, stop=None)
+    end = sample(1, "1000", context="Transaction.End")
+    steve.stop_transaction(number, BOX, NOW - MINUTE, 1000, transaction_data=[end], data_stored=False)
+    assert (stop_of(steve, number), values(steve, number)) == (("1000", "station"), [])
+    assert command(steve, "transaction-data", {"transaction_id": number}) == (200, {"ok": True})
+    steve.store_transaction_data(number)
+    assert values(steve, number) == ["1000"]
+
+
 def test_more_sessions_cannot_stay_open_than_there_are(steve):
     with pytest.raises(ValueError, match="of only 1 sessions"):
         steve.generate(1, stuck_count=1)

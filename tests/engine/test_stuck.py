@@ -593,6 +593,21 @@ def test_values_that_were_read_the_moment_the_stop_turned_up_are_read_once_more(
 
 
 @with_details
+def test_a_stations_stop_is_billed_before_and_after_its_meter_values_can_be_seen(live):
+    session = live.start("TAG-ALICE", at=3 * HOUR, meter_wh=1_000)
+    end = Sample(live.at(HOUR), "9000", context="Transaction.End")
+    stopped_at = live.at(HOUR)
+    live.steve.stop_transaction(session, "CP-1", stopped_at, 9_000, transaction_data=[end], data_stored=False)
+    live.sync()
+    assert live.billed_wh(session) == 8_000
+    live.steve.store_transaction_data(session)
+    live.clock.advance(HOUR)
+    live.sync()
+    assert (live.state_of(session), live.lago_wh()) == (("confirmed", None), 8_000)
+    assert UsageEvent.objects.count() == 1
+
+
+@with_details
 def test_the_stations_own_stop_corrects_a_manual_one(live):
     """Rows 14 and 30."""
     session = live.start("TAG-ALICE", at=3 * HOUR, meter_wh=1_000)

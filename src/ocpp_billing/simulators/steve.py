@@ -195,6 +195,7 @@ class SteveSimulator(SimulatedServer):
         id_tag: str | None = None,
         reason: str | None = "Local",
         transaction_data: Iterable[Sample] = (),
+        data_stored: bool = True,
         delivered_wh: int | None = None,
     ) -> str | None:
         """A StopTransaction; None when it was stored, else why it was set aside unseen."""
@@ -207,8 +208,14 @@ class SteveSimulator(SimulatedServer):
                 id_tag=id_tag,
                 reason=reason,
                 transaction_data=transaction_data,
+                data_stored=data_stored,
                 delivered_wh=delivered_wh,
             )
+
+    def store_transaction_data(self, transaction_id: int) -> None:
+        """The meter values that came with a stop can be seen now, too."""
+        with self.lock:
+            self.central.store_transaction_data(transaction_id)
 
     def note_delivered(self, transaction_id: int, delivered_wh: int, *, ended: bool = True) -> None:
         """Tell the ledger what was really delivered, whatever StEvE is told.

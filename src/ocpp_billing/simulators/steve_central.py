@@ -57,6 +57,7 @@ class CentralSystem:
         self.release = release
         self.store = SteveStore()
         self._now = now
+        self._data_to_store: dict[int, list[Sample]] = {}
 
     def now_ms(self) -> int:
         """The server's own time."""
@@ -174,6 +175,7 @@ class CentralSystem:
         id_tag: str | None = None,
         reason: str | None = "Local",
         transaction_data: Iterable[Sample] = (),
+        data_stored: bool = True,
         delivered_wh: int | None = None,
     ) -> str | None:
         """A StopTransaction; the charge point is told that all is well, whatever happens.
@@ -186,6 +188,8 @@ class CentralSystem:
             id_tag: who stopped; None = not sent.
             reason: OCPP 1.6 reason; None = not sent.
             transaction_data: meter values sent along.
+            data_stored: False: the stop can be seen already, these values only after
+                :meth:`store_transaction_data`, as StEvE writes one after the other.
             delivered_wh: the truth for the ledger; without it, what this charge box says counts.
 
         Returns:
@@ -205,9 +209,17 @@ class CentralSystem:
         # The view shows the stop with the latest time of arrival.
         if store.actor[row] == OPEN or event_ms >= store.stop_event_ms[row]:
             store.set_stop(row, stop_ms, meter_wh, reason, STATION, event_ms)
-        for sample in samples:
-            store.add_value(store.connector_of[row], MeterValue.of(sample, transaction_id))
+        self._data_to_store.setdefault(transaction_id, []).extend(samples)
+        if data_stored:
+            self.store_transaction_data(transaction_id)
         return None
+
+    def store_transaction_data(self, transaction_id: int) -> None:
+        """The meter values that came with a stop can be seen now, too."""
+        row = self.store.row_of(transaction_id)
+        for sample in self._data_to_store.pop(transaction_id, ()):
+            if row is not None:
+                self.store.add_value(self.store.connector_of[row], MeterValue.of(sample, transaction_id))
 
     def _set_aside(
         self,

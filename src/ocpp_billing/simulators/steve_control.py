@@ -7,7 +7,8 @@ POST start                      charge_box, connector, id_tag, at, meter_wh, [co
 POST commit, roll-back          transaction_id
 POST meter                      charge_box, connector, samples, [transaction_id]
 POST stop                       transaction_id, charge_box, at, meter_wh, [id_tag], [reason],
-                                [transaction_data], [delivered_wh]
+                                [transaction_data], [data_stored], [delivered_wh]
+POST transaction-data           transaction_id: what came with its stop is stored, too
 POST manual-stop                transaction_id
 POST delivered                  transaction_id, delivered_wh, [ended]
 POST tags                       id_tag, [parent], [max_active], [note]
@@ -85,6 +86,7 @@ def _silent_acts(simulator: SteveSimulator) -> dict[str, Callable[[Body], None]]
     return {
         "commit": lambda body: simulator.commit(**body),
         "roll-back": lambda body: simulator.roll_back(**body),
+        "transaction-data": lambda body: simulator.store_transaction_data(**body),
         "manual-stop": lambda body: simulator.manual_stop(**body),
         "delivered": lambda body: simulator.note_delivered(**body),
         "user": lambda body: simulator.set_user(**body),
