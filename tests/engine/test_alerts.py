@@ -22,6 +22,7 @@ from ocpp_billing.alerts.conditions import OF_THE_LEADER, TITLES, Condition, con
 from ocpp_billing.alerts.mail import MailChannel
 from ocpp_billing.alerts.watchman import WorkerGuard
 from ocpp_billing.alerts.webhook import WebhookChannel, checked_address, is_forbidden
+from ocpp_billing.billing import control
 from ocpp_billing.billing.models import BalanceProof
 from ocpp_billing.charging.models import ChargingSession, Source
 from ocpp_billing.mail import MailError, MailServer
@@ -96,6 +97,13 @@ class TestConditions:
         live.sync()
         assert "delivery_paused" in self.codes(live)
         assert "lago_failing" not in self.codes(live)  # one cause, one alert
+        (told,) = (each for each in conditions(live.config(), live.clock.now()) if "paused" in each.code)
+        assert "goes on by itself with the next run" in told.do
+
+    def test_a_pause_that_a_person_has_to_end_says_so(self, live):
+        control.pause(live.config(), by=control.BY_ITSELF, reason="It is another Lago.")
+        (told,) = conditions(live.config(), live.clock.now())
+        assert told.do.startswith("Settle the cause, then let an admin resume: ocpp-billing resume.")
 
     def test_a_persons_pause_is_none(self, live):
         live.pause()

@@ -8,10 +8,11 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from ocpp_billing.accounts.models import AuditEntry
 from ocpp_billing.billing.adopt import adopt_events, look_for_unknown_events
 from ocpp_billing.billing.control import ControlError, go_live, preview_go_live, read_status
 from ocpp_billing.sync.clients import open_clients
-from tests.world import back_up_ledger, empty_ledger, restore_ledger
+from tests.world import BETWEEN_RUNS, back_up_ledger, empty_ledger, restore_ledger
 
 HOUR = timedelta(hours=1)
 
@@ -93,9 +94,18 @@ def test_billing_start_moved_back_bills_what_it_had_excluded(world):
     world.payer("TAG-ALICE", "alice")
     session = world.session("TAG-ALICE", start=30 * HOUR, stop=29 * HOUR, energy_wh=2_000)
     world.sync(billing_start=(world.clock.now() - 24 * HOUR).isoformat())
-    world.sync(billing_start=(world.clock.now() - 48 * HOUR).isoformat())
+    run = world.sync(billing_start=(world.clock.now() - 48 * HOUR).isoformat())
     assert world.state_of(session) == ("confirmed", None)
     assert world.lago_wh() == 2_000
+    first, second = AuditEntry.objects.filter(action="delivery.go_live").order_by("id")
+    assert (first.actor, first.before) == ("BILLING_START", None)
+    assert (second.actor, second.before) == ("BILLING_START", first.after)
+    assert second.after == {"live_from": (world.clock.now() - 48 * HOUR - BETWEEN_RUNS).isoformat()}
+    (line,) = run.log.filter(action="run.billing_start")
+    assert line.message == (
+        "By BILLING_START billing is live from 2026-03-15T12:01:00+00:00; before, it was live from "
+        "2026-03-16T12:00:00+00:00. What that changes is decided anew."
+    )
 
 
 def test_going_live_is_refused_while_the_environment_decides(world):

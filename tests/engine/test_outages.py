@@ -9,9 +9,14 @@ import pytest
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.billing.review import retry_rejected
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.doctor.ours import look_at_worker
 from ocpp_billing.effects import install_hook
 from ocpp_billing.simulators.lago_formats import internal_error
 from ocpp_billing.simulators.server import Fault
+from ocpp_billing.sync.clients import open_clients
+from ocpp_billing.sync.journal import RunJournal, begin_run
+from ocpp_billing.sync.lanes import Dues, take_up
+from ocpp_billing.sync.liveness import worker_alive
 
 HOUR = timedelta(hours=1)
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
@@ -194,6 +199,25 @@ def test_a_wrong_key_of_steve_says_so_and_loses_nothing(live):
     assert not ChargingSession.objects.exists()
     live.sync()
     assert live.state_of(session) == ("confirmed", None)
+
+
+def test_retries_towards_lago_do_not_hide_that_steve_is_not_read(live):
+    live.pause()
+    live.session("TAG-ALICE")
+    read = live.sync()
+    live.resume()
+    live.clock.advance(HOUR)
+    config = live.config(steve_api_key="wrong")
+    run = begin_run(None, source="main", trigger="delivery", requested_by="", worker="test")
+    with open_clients(config) as (steve, lago):
+        run = take_up(config, steve, lago, RunJournal(run), Dues(config))
+    assert (run.status, run.counts["accepted"]) == ("completed", 1)
+    assert worker_alive("main", live.clock.now()).last_completed == read.ended_at
+    (finding,) = (each for each in look_at_worker(config, live.clock.now()) if each.code == "last_run")
+    assert (finding.level, "2026-03-17 12:00 UTC, and two more were due by" in finding.says) == (
+        "warning",
+        True,
+    )
 
 
 def test_a_wrong_key_of_lago_says_so_and_loses_nothing(live):

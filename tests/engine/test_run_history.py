@@ -150,11 +150,20 @@ class TestLiveness:
 
     def test_the_last_completed_run_is_told(self):
         for status, minutes in (("completed", 30), ("partial", 20), ("failed", 10)):
-            ended = NOW - timedelta(minutes=minutes)
-            SyncRun.objects.create(
-                source_id="main", status=status, trigger="schedule", requested_at=ended, ended_at=ended
-            )
+            ended_run(status, "schedule", minutes)
         assert worker_alive("main", NOW).last_completed == NOW - timedelta(minutes=20)
+
+    def test_what_only_asked_lago_does_not_make_it_fresh(self):
+        for trigger, minutes in (("schedule", 30), ("watch", 20), ("delivery", 10), ("confirm", 5)):
+            ended_run("completed", trigger, minutes)
+        assert worker_alive("main", NOW).last_completed == NOW - timedelta(minutes=20)
+
+
+def ended_run(status, trigger, minutes):
+    ended = NOW - timedelta(minutes=minutes)
+    SyncRun.objects.create(
+        source_id="main", status=status, trigger=trigger, requested_at=ended, ended_at=ended
+    )
 
 
 class TestLeading:

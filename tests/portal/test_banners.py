@@ -43,6 +43,20 @@ def test_a_pause_says_who_why_and_since_when():
     assert banner.act == "portal:resume"
 
 
+def test_a_pause_that_ends_by_itself_asks_nobody_to_resume():
+    refused, adopting = (
+        banners(Status(**WELL | {"paused_at": NOW, "paused_by": "delivery", "pause_reason": reason}))[0]
+        for reason in ("Lago refuses LAGO_API_KEY (401).", "ocpp-billing adopt is running")
+    )
+    assert (refused.do, refused.act) == (
+        "With a valid key it goes on by itself, in the next run.",
+        "portal:setup",
+    )
+    assert (adopting.command, adopting.act) == ("ocpp-billing adopt", "")
+    by_person = {"paused_at": NOW, "paused_by": "Ada", "pause_reason": "Lago refuses LAGO_API_KEY, I heard"}
+    assert banners(Status(**WELL | by_person))[0].act == "portal:resume"
+
+
 def test_a_worker_that_fell_silent_is_told_from_one_that_never_was():
     assert titles(worker_alive=False) == ["The worker is silent"]
     assert titles(worker_alive=False, worker_seen_at=None) == ["No worker is running"]

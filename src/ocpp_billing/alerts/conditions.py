@@ -14,7 +14,7 @@ from django.db import connection
 from django.db.models import F
 from django.utils.translation import ngettext
 
-from ocpp_billing.billing.control import BY_ITSELF
+from ocpp_billing.billing.control import BY_ITSELF, how_it_goes_on
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
 from ocpp_billing.billing.uncounted import read_uncounted
 from ocpp_billing.database import LITTLE_ROOM_DO, little_room
@@ -119,8 +119,8 @@ def conditions(config: Config, now: datetime) -> list[Condition]:
             Condition(
                 "delivery_paused",
                 f"Delivery paused by itself at {paused.paused_at:%Y-%m-%d %H:%M} UTC: {paused.pause_reason}",
-                "Settle the cause, then let an admin resume: ocpp-billing resume. Nothing is lost meanwhile; "
-                "usage events stay queued.",
+                how_it_goes_on(paused.paused_by, paused.pause_reason)
+                + " Nothing is lost meanwhile; usage events stay queued.",
             )
         )
     found += [

@@ -80,15 +80,36 @@ def status_of(config: Config, control: DeliveryControl | None) -> DeliveryStatus
     return DeliveryStatus(mode, live_from, start is not None, *pause)
 
 
-def apply_billing_start(config: Config) -> None:
-    """Make the ledger follow ``BILLING_START``: when it is new or another one, sessions are decided anew."""
+def apply_billing_start(config: Config) -> str | None:
+    """Make the ledger follow ``BILLING_START``: when it is new or another one, sessions are decided anew.
+
+    Returns:
+        What changed by it, in words; None when nothing did.
+    """
     start = config.billing_start_at
     if start is None:
-        return
+        return None
     with effect("db commit billing start"), transaction.atomic():
         control = _locked(config.steve_source)
-        if control.live_from != start:
-            _set_live_from(control, start, "BILLING_START")
+        before = control.live_from
+        if before == start:
+            return None
+        _set_live_from(control, start, "BILLING_START")
+        audit.record(
+            "delivery.go_live",
+            actor="BILLING_START",
+            target=f"source:{config.steve_source}",
+            before=None if before is None else {"live_from": before.isoformat()},
+            after={"live_from": start.isoformat()},
+        )
+    since, was = (
+        None if at is None else at.astimezone(config.timezone).isoformat() for at in (start, before)
+    )
+    return (
+        f"By BILLING_START billing is live from {since}; before, "
+        + ("nothing was sent" if was is None else f"it was live from {was}")
+        + ". What that changes is decided anew."
+    )
 
 
 def go_live(config: Config, live_from: datetime, *, by: str, user: User | None = None) -> None:
@@ -263,6 +284,22 @@ def pause_for_refused_key(config: Config, said: str) -> None:
     """Stop delivery because Lago refuses the key, whatever it says."""
     reason = f"{KEY_REFUSED} ({said}). Delivery goes on by itself once a valid key is in place."
     pause(config, by=BY_ITSELF, reason=reason)
+
+
+def ends_with(paused_by: str | None, pause_reason: str | None) -> Literal["key", "adopt", "person"]:
+    """What ends a pause: a valid key or `adopt` by themselves, any other cause a person who resumes. Pure."""
+    if paused_by != BY_ITSELF or not (pause_reason or "").startswith(ENDS_BY_ITSELF):
+        return "person"
+    return "key" if (pause_reason or "").startswith(KEY_REFUSED) else "adopt"
+
+
+def how_it_goes_on(paused_by: str | None, pause_reason: str | None) -> str:
+    """What to do about a pause, by what ends it."""
+    return {
+        "key": "Put a valid LAGO_API_KEY in place: delivery goes on by itself with the next run.",
+        "adopt": "Delivery goes on by itself when that has ended; if it was broken off: ocpp-billing adopt.",
+        "person": "Settle the cause, then let an admin resume: ocpp-billing resume.",
+    }[ends_with(paused_by, pause_reason)]
 
 
 def resume_after_refused_key(config: Config, status: DeliveryStatus) -> DeliveryStatus:

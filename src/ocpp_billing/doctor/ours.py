@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from datetime import timedelta
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -41,6 +42,8 @@ FRONT_DOOR_TIMEOUT_S = 5.0
 # Variables that begin like this are meant for us, or are a misspelling of one that is.
 OUR_PREFIXES = ("STEVE_", "LAGO_", "SYNC_", "DELIVERY_", "BILLING_", "OCPP_BILLING_", "ALERT_", "AUTH_")
 RESEMBLES = 0.8
+# A full run is seldom longer, once the history was read.
+MAY_TAKE = timedelta(minutes=10)
 # Alerts that other findings tell, with the same words or better ones.
 HAVE_FINDINGS = {"delivery_paused", "balance_unexplained", "disk_low"}
 
@@ -224,9 +227,7 @@ def look_at_worker(config: Config, now: datetime) -> list[Finding]:
             warning("worker", "never_run", "No run has been completed yet.", "Run: ocpp-billing sync")
         )
     else:
-        found.append(
-            ok("worker", "last_run", f"The last run was completed at {_said(worker.last_completed, config)}.")
-        )
+        found.append(_last_run(config, worker.last_completed, now))
     return [*found, _delivery(config), *_balance(config), *_of_alerts(config, now)]
 
 
@@ -236,6 +237,20 @@ def _of_alerts(config: Config, now: datetime) -> Iterable[Finding]:
         if condition.code not in HAVE_FINDINGS:
             judge = warning if condition.code in DO_NOT_STOP_MONEY else problem
             yield judge("worker", condition.code, condition.says, condition.do)
+
+
+def _last_run(config: Config, completed_at: datetime, now: datetime) -> Finding:
+    """When StEvE was last read in a run that was completed; whether two more were due since."""
+    says = f"The last run that read StEvE was completed at {_said(completed_at, config)}"
+    second_due_at = next_scheduled(config, next_scheduled(config, completed_at))
+    if second_due_at + MAY_TAKE < now:
+        return warning(
+            "worker",
+            "last_run",
+            f"{says}, and two more were due by {_said(second_due_at, config)}.",
+            "Look at the latest runs and their errors on the portal's page Sync, or run: ocpp-billing sync",
+        )
+    return ok("worker", "last_run", f"{says}.")
 
 
 def _delivery(config: Config) -> Finding:
@@ -253,7 +268,7 @@ def _delivery(config: Config) -> Finding:
             "worker",
             "paused",
             f"Delivery is paused by {status.paused_by}: {status.pause_reason}",
-            "Settle the cause. Unless it goes on by itself, then: ocpp-billing resume",
+            control.how_it_goes_on(status.paused_by, status.pause_reason),
         )
     assert status.live_from is not None  # noqa: S101 - that is what live means
     return ok("worker", "live", f"Billing is live from {_said(status.live_from, config)}.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.alerts.conditions import CONTRACT_BROKEN, TITLES, WORKER_GONE
-from ocpp_billing.billing.control import BY_ITSELF, KEY_REFUSED
+from ocpp_billing.billing.control import BY_ITSELF, KEY_REFUSED, ends_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,9 +65,7 @@ def banners(status: Status) -> list[Banner]:
                 ": ".join(filter(None, (who, why)))
                 + ". "
                 + _("Sessions are read and decided; nothing is sent to Lago."),
-                _("When the cause is settled, an admin resumes it."),
-                act="portal:resume",
-                act_says=_("Resume"),
+                **_what_ends(status),
             )
         )
     if not status.worker_alive:
@@ -111,6 +109,29 @@ def banners(status: Status) -> list[Banner]:
             )
         )
     return shown + [_of_alert(alert) for alert in status.alerts if _needs_banner(alert, status)]
+
+
+def _what_ends(status: Status) -> dict[str, Any]:
+    """What to do about a pause, and the button or command that helps."""
+    match ends_with(status.paused_by, status.pause_reason):
+        case "key":
+            return {
+                "do": _("With a valid key it goes on by itself, in the next run."),
+                "act": "portal:setup",
+                "act_says": _("Check Lago"),
+                "needs": Role.OPERATOR,
+            }
+        case "adopt":
+            return {
+                "do": _("It goes on by itself when that has ended. If it was broken off, run"),
+                "command": "ocpp-billing adopt",
+            }
+        case _:
+            return {
+                "do": _("When the cause is settled, an admin resumes it."),
+                "act": "portal:resume",
+                "act_says": _("Resume"),
+            }
 
 
 # Alerts of what keeps money from flowing: icon, the page that helps, and what stands on its button.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ocpp_billing.sync.models import RunStatus, SyncRun, WorkerHeartbeat, WorkerKind
+from ocpp_billing.sync.models import RunStatus, RunTrigger, SyncRun, WorkerHeartbeat, WorkerKind
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # times, so that pages, which look every two seconds, show it within half a minute.
 HEARTBEAT_EVERY = timedelta(seconds=5)
 SILENT_AFTER = timedelta(seconds=25)
+# Runs that ask StEvE nothing.
+OF_LAGO_ALONE = (RunTrigger.DELIVERY, RunTrigger.CONFIRM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class Liveness:
         seen_at: when a worker was last heard of; None = never.
         leader: name of the worker that leads; None while only standbys, a command or nobody is there.
         next_run_at: the next full run by the schedule; None when no worker leads.
-        last_completed: when the last full or short run ended as completed or partial.
+        last_completed: when the last run that read StEvE ended as completed or partial: a full one, or a
+            short one that took up what a look had found. Retries towards Lago say nothing about StEvE.
     """
 
     alive: bool
@@ -50,6 +53,7 @@ def worker_alive(source: str, now: datetime) -> Liveness:
     """
     last_completed = (
         SyncRun.objects.filter(source_id=source, status__in=[RunStatus.COMPLETED, RunStatus.PARTIAL])
+        .exclude(trigger__in=OF_LAGO_ALONE)
         .order_by("-id")
         .values_list("ended_at", flat=True)
         .first()

@@ -46,7 +46,8 @@ def synchronize(config: Config, steve: SteveClient, lago: LagoClient, journal: R
     Raises:
         FenceError: when another worker has taken over.
     """
-    control.apply_billing_start(config)
+    if says := control.apply_billing_start(config):
+        journal.say("run.billing_start", says, level="warning")
     break_leases(config.steve_source, journal.fence)
     directory = LagoDirectory(lago, config.lago_metric_code)
 
