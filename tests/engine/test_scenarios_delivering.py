@@ -365,9 +365,16 @@ def back_in_april(world, policy):
         world.clock.advance(minutes=15)
 
 
-@every_store
-@pytest.mark.parametrize("policy", ["hold", "current_period"])
-@pytest.mark.parametrize("down", ["altogether", "503", "lost", "paused"])
+@pytest.mark.parametrize(
+    ("store", "down", "policy"),
+    [
+        # Every store meets every trouble and both policies, every trouble meets both policies.
+        pytest.param(store, down, policy, marks=[pytest.mark.long] if (n + m + k) % 2 else [])
+        for n, store in enumerate(STORES)
+        for m, down in enumerate(["altogether", "503", "lost", "paused"])
+        for k, policy in enumerate(["hold", "current_period"])
+    ],
+)
 def test_row_34_what_was_queued_over_the_end_of_the_period_is_held_or_billed_now(last_day, policy, down):
     world = last_day
     session = world.session("TAG-ALICE", energy_wh=5_000)
