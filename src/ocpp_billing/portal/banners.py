@@ -166,7 +166,7 @@ def _of_alert(alert: Alert) -> Banner:
         icon,
         TITLES[alert.condition],
         alert.opened_at,
-        alert.says,
+        f"{alert.says.rstrip('.')}.",
         alert.do,
         act=act,
         act_says=act_says,

@@ -9,9 +9,10 @@ from playwright.sync_api import expect
 from ocpp_billing.accounts.models import Role
 from ocpp_billing.billing.models import Ruling
 from ocpp_billing.charging.models import ChargingSession
+from ocpp_billing.sync.models import Alert
 from tests.portal import ledger
 from tests.portal.browser.conftest import check_accessibility, check_every_look
-from tests.portal.test_attention import add_period, held
+from tests.portal.test_attention import add_period, held, uncounted
 
 
 def fill(now):
@@ -43,6 +44,37 @@ def fill(now):
     }
     stuck = ledger.add_session(now, stopped_ago=None, state="stuck", evidence=evidence)
     ChargingSession.objects.filter(pk=stuck.pk).update(started_at=now - timedelta(hours=5))
+
+
+def test_what_lago_does_not_count_and_what_stops_money_is_seen_on_every_screen(visit, now):
+    ledger.add_worker(now, seen_ago=-timedelta(minutes=10))
+    uncounted(
+        now,
+        says="Lago counts 10.000 kWh of ev_charging_kwh for sub-alice from 2026-02-25 to 2026-03-24, and was sent "
+        "18.000 kWh by us and nothing by others",
+    )
+    for condition, says in (
+        ("steve_failing", "StEvE answered 502 Bad Gateway at https://steve.example.org/steve/api/v1"),
+        (
+            "events_turned_up",
+            "1 usage event that was given up is in Lago after all: steve:main:7-0123abcd:1.",
+        ),
+        (
+            "not_confirmed",
+            "Lago accepted 1 usage event with 8.000 kWh more than a day ago and does not count it.",
+        ),
+    ):
+        Alert.objects.create(
+            source_id="main", condition=condition, says=says, do="Look there: ocpp-billing doctor.",
+            opened_at=now - timedelta(hours=3),
+        )  # fmt: skip
+    page = visit("/attention", role=Role.OPERATOR)
+    expect(page.get_by_role("region", name="StEvE cannot be read")).to_contain_text("502 Bad Gateway")
+    expect(page.get_by_role("link", name="Look at it")).to_be_visible()
+    check_every_look(page)
+    page = visit("/sync", role=Role.OPERATOR)
+    expect(page.get_by_text("Lago took usage events and does not count them")).to_be_visible()
+    check_every_look(page)
 
 
 def test_an_operator_settles_a_cause_and_takes_an_order_back(visit, now):
