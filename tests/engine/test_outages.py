@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from ocpp_billing.billing.deliver import ILL
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.billing.review import retry_rejected
 from ocpp_billing.charging.models import ChargingSession
@@ -17,8 +18,15 @@ from ocpp_billing.sync.clients import open_clients
 from ocpp_billing.sync.journal import RunJournal, begin_run
 from ocpp_billing.sync.lanes import Dues, take_up
 from ocpp_billing.sync.liveness import worker_alive
+from tests.world import Crash
 
 HOUR = timedelta(hours=1)
+NAMES_THE_FIRST = {
+    "status": 422,
+    "error": "Unprocessable Entity",
+    "code": "validation_errors",
+    "error_details": {"0": "expression_evaluation_failed: it cannot be"},
+}
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
 
 
@@ -150,10 +158,12 @@ def test_an_event_that_lago_cannot_digest_holds_back_no_other_and_is_sent_once_i
     sessions = [live.session("TAG-ALICE", f"CP-{number}", energy_wh=1_000 + number) for number in range(5)]
     poison = sessions[2]
     cannot_digest(live, poison)
-    for _ in range(10):
+    for number in range(14):
         live.sync()
-        live.clock.advance(minutes=10)
-    assert {live.state_of(number) for number in sessions if number != poison} == {("confirmed", None)}
+        live.clock.advance(minutes=31)
+        if number > 2:
+            sessions.append(live.session("TAG-ALICE", f"CP-{len(sessions)}", energy_wh=100))
+    assert {live.state_of(number) for number in sessions[:-1] if number != poison} == {("confirmed", None)}
     event = UsageEvent.objects.get(session__steve_id=poison)
     assert "500" in event.answer["says"]
     assert (event.state, event.reason) == ("rejected", "lago_server_error")
@@ -162,8 +172,76 @@ def test_an_event_that_lago_cannot_digest_holds_back_no_other_and_is_sent_once_i
     live.clock.advance(HOUR)
     live.sync()
     assert live.state_of(poison) == ("confirmed", None)
-    assert live.lago_wh() == sum(1_000 + number for number in range(5))
+    assert live.lago_wh_by_session() == {
+        number: 100 if place > 4 else 1_000 + place for place, number in enumerate(sessions)
+    }
     live.assert_conserved()
+
+
+@pytest.mark.parametrize("store", ["postgres", "clickhouse-plain"])
+def test_a_lago_that_takes_nothing_for_hours_rejects_nothing_and_is_not_hammered(live):
+    live.lago.add_fault(Fault("status", path="/events/batch", status=500, times=-1))
+    sessions = []
+    for _ in range(10):
+        sessions += [live.session("TAG-ALICE", f"CP-{len(sessions) + n}", energy_wh=1_000) for n in range(3)]
+        before = len(live.posts())
+        run = live.sync()
+        assert len(live.posts()) - before <= ILL
+        live.clock.advance(minutes=20)
+    assert run.status in {"failed", "partial"}
+    live.lago.clear_faults()
+    for _ in range(3):
+        live.sync()
+        live.clock.advance(minutes=31)
+    assert {live.state_of(number) for number in sessions} == {("confirmed", None)}
+    assert live.lago_wh_by_session() == dict.fromkeys(sessions, 1_000)
+
+
+@pytest.mark.parametrize("store", ["postgres", "clickhouse-plain"])
+def test_a_lago_that_cannot_be_asked_about_one_event_gets_all_others(live):
+    old = [live.session("TAG-ALICE", f"CP-{number}", energy_wh=1_000) for number in range(4)]
+    live.lago.add_fault(Fault("drop_before", path="/events/batch"))
+    live.lago.add_fault(Fault("status", method="GET", path=rf"/events/.*(:|%3A){old[0]}-", status=500, times=-1))
+    live.sync()
+    new = live.session("TAG-ALICE", "CP-9", energy_wh=1_000)
+    live.clock.advance(minutes=11)
+    run = live.sync()
+    assert run.status == "failed"
+    assert "500" in errors_of(run)["deliver"]
+    assert live.state_of(old[0]) == ("queued", None)
+    assert {live.state_of(number) for number in [*old[1:], new]} == {("confirmed", None)}
+    live.lago.clear_faults()
+    live.clock.advance(minutes=31)
+    live.sync()
+    assert live.lago_wh_by_session() == dict.fromkeys([*old, new], 1_000)
+
+
+@pytest.mark.parametrize("store", ["clickhouse-plain"])
+def test_what_was_not_named_and_then_lost_in_a_crash_is_read_back_before_it_is_sent_again(live):
+    first = live.session("TAG-ALICE", "CP-1", energy_wh=1_000)
+    second = live.session("TAG-ALICE", "CP-2", energy_wh=2_000)
+    live.lago.add_fault(Fault("status", path="/events/batch", status=422, body=NAMES_THE_FIRST))
+    posts = []
+
+    def die_at_the_second_post(name, phase):
+        if (name, phase) == ("http lago POST /events/batch", "after"):
+            posts.append(name)
+            if len(posts) == 2:
+                raise Crash
+
+    install_hook(die_at_the_second_post)
+    try:
+        with pytest.raises(Crash):
+            live.sync()
+    finally:
+        install_hook(None)
+    live.pause()
+    live.clock.advance(HOUR)
+    live.resume()
+    live.sync()
+    live.sync()
+    assert live.lago_wh_by_session() == {second: 2_000}
+    assert live.state_of(first) == ("rejected", "refused_by_lago")
 
 
 def test_a_rate_limit_is_waited_for(live):
@@ -260,9 +338,6 @@ def test_settings_that_are_missing_end_the_run_with_what_to_set(live):
 
 def test_a_run_that_broke_off_is_completed_by_the_next_one(live):
     session = live.session("TAG-ALICE", energy_wh=2_000)
-
-    class Crash(BaseException):
-        pass
 
     def die(name, phase):
         if (name, phase) == ("http lago POST /events/batch", "after"):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -20,6 +21,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing.late import MISSING_FOR, InvoicedPeriods
 from ocpp_billing.billing.outbox import (
     FIRST_BACKOFF,
+    LEASE,
     LONGEST_BACKOFF,
     ClaimedEvent,
     Contract,
@@ -29,13 +31,15 @@ from ocpp_billing.billing.outbox import (
     claim_in_doubt,
     customers_to_ask,
     give_up_events,
+    last_taken_at,
     next_due_at,
-    others_got_through,
+    note_taken,
     plans_of_due,
     record_results,
     set_aside_unbilled,
 )
 from ocpp_billing.charging.reasons import Reason
+from ocpp_billing.lago import errors
 from ocpp_billing.lago.delivery import (
     SHOWN_WITHIN,
     Accepted,
@@ -46,12 +50,12 @@ from ocpp_billing.lago.delivery import (
     Unauthorised,
     Unknown,
 )
+from ocpp_billing.lago.errors import LagoError
 from ocpp_billing.lago.wire import MAX_BATCH_EVENTS, events_equal
 from ocpp_billing.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterator, Sequence
 
     from ocpp_billing.database import Fence
     from ocpp_billing.lago.client import LagoClient
@@ -61,11 +65,19 @@ log = get_logger(__name__)
 
 # An id that Lago calls taken and does not show is looked for so long, then a person has to look.
 SETTLE_UNSEEN = timedelta(minutes=2)
-# A batch that met a server error so often is taken apart.
-SERVER_ERRORS_BEFORE_TAKING_APART = 3
-# An event is to blame for a server error when so many tries in a row, by itself, meet one, too, while others
-# got through; and Lago is ill when so many events in a row do.
-TRIES_ALONE = 3
+# A batch that met no clear answer so often is taken apart.
+FAILURES_BEFORE_TAKING_APART = 3
+# An event is to blame for a server error when so many tries in a row, by itself, meet one, too, and Lago took
+# other events between any two of them.
+TRIES_ALONE = 5
+# Lago is ill when so many events in a row meet a server error by themselves: no more batches are taken apart.
+ILL_ALONE = 3
+# ... and when so many requests in a row do: nothing more is sent in this run.
+ILL = 12
+# What was claimed and not sent, because Lago seemed ill, waits no longer than that.
+LONGEST_REST = timedelta(minutes=1)
+# So many times in a row Lago is asked in vain for what it holds.
+LOOKS_IN_VAIN = 3
 # What Lago does not hold and could still bill is looked at again, the later the older it is.
 LOOK_AGAIN_FRACTION = 8
 LONGEST_LOOK_AGAIN = timedelta(hours=6)
@@ -98,6 +110,7 @@ class Courier:
         batch_size: events in a batch; smaller once Lago, or a proxy before it, found one too large.
         stopped: why nothing more is sent in this run; None = all is well.
         unauthorised: Lago refused the key.
+        trouble: why Lago could not be asked for something that it holds; what needed no answer was sent.
     """
 
     client: LagoClient
@@ -113,11 +126,17 @@ class Courier:
     counts: DeliverCounts = field(default_factory=DeliverCounts)
     stopped: str | None = None
     unauthorised: bool = False
+    trouble: LagoError | None = None
     _contract: Contract = field(default_factory=lambda: Contract("", None, frozenset()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next_send_at: datetime | None = None
-    # How many events in a row met a server error by themselves, in this run, with none accepted in between.
+    # How many requests in a row met a server error in this run, and how many of those held one event.
+    _failed: int = 0
     _failed_alone: int = 0
+    # How often in a row Lago could not be asked for what it holds.
+    _in_vain: int = 0
+    _taken_at: datetime | None = None
+    _took_any: bool = False
     _gave_ids: bool = False
 
     def deliver(self) -> DeliverCounts:
@@ -127,11 +146,17 @@ class Courier:
             LagoError: when Lago cannot be asked about billing periods.
             FenceError: when another worker has taken over.
         """
-        give_up_at = clock.now() + self.patience
+        self._taken_at = last_taken_at(self.source)
+        self._deliver(clock.now() + self.patience)
+        if self._took_any and self._taken_at is not None:
+            note_taken(self.source, self._taken_at, self.fence)
+        return self.counts
+
+    def _deliver(self, give_up_at: datetime) -> None:
         while self.stopped is None:
             self._check_what_is_billed()
-            self._look_for_what_is_in_doubt()
-            if self._send_all_claimable():
+            looked = self._look_for_what_is_in_doubt()
+            if self._send_all_claimable() or looked:
                 continue
             due_at = next_due_at(self.source)
             if self.stopped is not None or due_at is None or due_at > give_up_at:
@@ -140,7 +165,6 @@ class Courier:
             if wait <= timedelta():
                 break
             clock.sleep(wait.total_seconds())
-        return self.counts
 
     # -- what Lago bills, once more ------------------------------------------------------------------
 
@@ -178,12 +202,21 @@ class Courier:
         before = self.counts.given_up
         periods = InvoicedPeriods(self.client, self.directory)
         lease = uuid4()
-        while claimed := claim_attempted_unbilled(
-            self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
+        while self._in_vain < LOOKS_IN_VAIN and (
+            claimed := claim_attempted_unbilled(
+                self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
+            )
         ):
-            results = [self._settle_unbilled(item, periods) for item in claimed]
-            self._record([result for result in results if result is not None], lease, lock_sessions=True)
-            dead = [item.event_id for item, result in zip(claimed, results, strict=True) if result is None]
+            results: list[EventResult] = []
+            dead: list[int] = []
+            for item in self._while_lago_answers(claimed):
+                with self._going_on():
+                    result = self._settle_unbilled(item, periods)
+                    if result is None:
+                        dead.append(item.event_id)
+                    else:
+                        results.append(result)
+            self._record(results, lease, lock_sessions=True)
             if dead:
                 self.counts.given_up += give_up_events(
                     dead,
@@ -240,25 +273,57 @@ class Courier:
             is_news=not item.is_held,
         )
 
-    def _look_for_what_is_in_doubt(self) -> None:
-        """Read back what Lago may have and would bill twice if it got it again, the later the older it is."""
+    # -- what may be there already ---------------------------------------------------------------------
+
+    def _look_for_what_is_in_doubt(self) -> int:
+        """Read back some of what Lago may have and would bill twice if it got it again; returns how many."""
+        if self._in_vain >= LOOKS_IN_VAIN:
+            return 0
         lease = uuid4()
-        while claimed := claim_in_doubt(
+        claimed = claim_in_doubt(
             self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
-        ):
-            self._record([self._read_back(item) or self._not_shown_yet(item) for item in claimed], lease)
+        )
+        results: list[EventResult] = []
+        for item in self._while_lago_answers(claimed):
+            with self._going_on():
+                results.append(self._read_back(item) or self._not_shown_yet(item))
+        self._record(results, lease)
+        return len(claimed)
+
+    def _while_lago_answers(self, items: Sequence[ClaimedEvent]) -> Iterator[ClaimedEvent]:
+        """Events to ask Lago about, until it has failed to answer too often in a row.
+
+        What it was not asked about keeps its lease until the next run, and is as it was then.
+        """
+        for item in items:
+            if self._in_vain >= LOOKS_IN_VAIN:
+                break
+            yield item
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Ask Lago something without which others can be sent; that it failed is said in the end."""
+        try:
+            yield
+        except (errors.Misconfigured, errors.Unauthorised, errors.Forbidden, errors.WrongAddress):
+            raise  # nothing else would fare better
+        except LagoError as error:
+            self.trouble = self.trouble or error
+            self._in_vain += LOOKS_IN_VAIN if isinstance(error, errors.RateLimited) else 1
+        else:
+            self._in_vain = 0
 
     def _not_shown_yet(self, item: ClaimedEvent) -> EventResult:
-        """It is looked for again, at the latest when it may be sent again."""
+        """It is looked for again, the later the older it is, at the latest when it may be sent again."""
         now = clock.now()
-        sent_at = item.sent_at or now
-        wait = min(max(now - sent_at, FIRST_BACKOFF), max(sent_at + SHOWN_WITHIN - now, timedelta()))
+        sent_at = min(item.sent_at or now, now + LEASE)  # later only by a clock that was ahead
+        wait = min(max(abs(now - sent_at), FIRST_BACKOFF), max(sent_at + SHOWN_WITHIN - now, timedelta()))
         minutes = int(SHOWN_WITHIN.total_seconds() // 60)
         answer = {
             "outcome": "not shown yet",
             "says": "Lago may have it and not show it yet: unless it does, it is sent again "
             f"{minutes} minutes after it was sent",
-            "alone": _failures_alone(item),
+            **_failures(item),
         }
         return EventResult(item.event_id, "queued", answer, wait=wait, sent_at=sent_at, is_news=False)
 
@@ -281,6 +346,9 @@ class Courier:
     def _send_batches(self) -> int:
         claimed = 0
         while self.stopped is None:
+            if self._failed >= ILL:
+                self.stopped = f"Lago met errors of its own {self._failed} times in a row"
+                break
             lease = uuid4()
             batch = claim_events(self.source, lease, self.batch_size, clock.now(), self._contract, self.fence)
             if not batch:
@@ -294,7 +362,7 @@ class Courier:
         to_send: list[ClaimedEvent] = []
         results: list[EventResult] = []
         for item in batch:
-            found = (self._read_back(item) or self._blamed(item)) if item.may_be_known else None
+            found = self._known(item) if item.may_be_known else None
             if found is None:
                 to_send.append(item)
             else:
@@ -305,9 +373,16 @@ class Courier:
         results += self._send_apart(apart)
         self._record(results, lease)
 
+    def _known(self, item: ClaimedEvent) -> EventResult | None:
+        """What is known of an event before it is sent again; None = Lago does not have it, so send it."""
+        if self._in_vain < LOOKS_IN_VAIN:
+            with self._going_on():
+                return self._read_back(item) or self._blamed(item)
+        return self._again(item, "not read back", f"Lago cannot be asked for it: {self.trouble}")
+
     def _is_tried_alone(self, item: ClaimedEvent) -> bool:
         """Whether an event may be why its batches fail, and those must not be taken apart and sent again."""
-        return self._contract.bills_repeats and item.attempts > SERVER_ERRORS_BEFORE_TAKING_APART
+        return self._contract.bills_repeats and _failures(item)["failures"] >= FAILURES_BEFORE_TAKING_APART
 
     def _send_apart(self, items: Sequence[ClaimedEvent]) -> list[EventResult]:
         """Send each event by itself, until Lago seems ill: then it is given a rest.
@@ -324,7 +399,7 @@ class Courier:
             (result,) = self._send([item])
             results.append(result)
             met_server_error = (result.answer.get("status") or 0) >= 500
-            is_open = result.state == "queued" and not (met_server_error and self._failed_alone < TRIES_ALONE)
+            is_open = result.state == "queued" and not (met_server_error and self._failed_alone < ILL_ALONE)
         return results
 
     def _send(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
@@ -338,7 +413,8 @@ class Courier:
         match outcome:
             case Accepted(lago_ids=lago_ids):
                 self._gave_ids = self._gave_ids or None not in lago_ids.values()
-                self._failed_alone = 0
+                self._failed = self._failed_alone = 0
+                self._taken_at, self._took_any = clock.now(), True
                 return [
                     EventResult(
                         item.event_id,
@@ -355,7 +431,7 @@ class Courier:
                 return self._send_halves(batch)
             case Rejected():
                 return [self._refused(item, outcome, index) for index, item in enumerate(batch)]
-            case Unknown(status=int(status)) if status >= 500:
+            case Unknown(nothing_sent=False):
                 return self._put_back_or_take_apart(batch, outcome)
             case _:
                 return self._put_back(batch, outcome)
@@ -365,7 +441,11 @@ class Courier:
         middle = len(batch) // 2
         results = self._send(batch[:middle])
         if self.stopped is not None:
-            return results + [self._again(item, "not sent", self.stopped) for item in batch[middle:]]
+            # They may have been sent with the first half before.
+            return results + [
+                replace(self._again(item, "not sent", self.stopped), sent_at=clock.now())
+                for item in batch[middle:]
+            ]
         return results + self._send(batch[middle:])
 
     def _put_back_or_take_apart(self, batch: Sequence[ClaimedEvent], outcome: Unknown) -> list[EventResult]:
@@ -374,26 +454,40 @@ class Courier:
         Where a batch failed often enough, each half is sent by itself, down to single events. Where no single
         one gets through, it is Lago that is ill: then all are tried again later.
         """
-        if len(batch) == 1:
-            self._failed_alone += 1
-            failed = {"alone": _failures_alone(batch[0]) + 1}
-            return [
-                replace(result, answer={**result.answer, **failed})
-                for result in self._put_back(batch, outcome)
-            ]
-        may_repeat = not self._contract.bills_repeats
-        is_suspect = min(item.attempts for item in batch) >= SERVER_ERRORS_BEFORE_TAKING_APART
-        if may_repeat and is_suspect and self._failed_alone < TRIES_ALONE:
+        is_server_error = (outcome.status or 0) >= 500
+        is_alone = len(batch) == 1
+        self._failed += is_server_error
+        self._failed_alone += is_server_error and is_alone
+        has_failed_often = (
+            max(_failures(item)["failures"] for item in batch) + 1 >= FAILURES_BEFORE_TAKING_APART
+        )
+        may_repeat = not self._contract.bills_repeats and self._failed_alone < ILL_ALONE
+        if not is_alone and has_failed_often and may_repeat:
             return self._send_halves(batch)
-        return self._put_back(batch, outcome)
+        results = []
+        for item, result in zip(batch, self._put_back(batch, outcome), strict=True):
+            failures = _failures(item)
+            failures["failures"] += 1
+            if is_server_error and is_alone:
+                # That others got through in between is what sets it apart from a Lago that is ill.
+                failures["alone"] = failures["alone"] + 1 if self._took_since(failures["alone_at"]) else 1
+                failures["alone_at"] = clock.now().isoformat()
+            results.append(replace(result, answer={**result.answer, **failures}))
+        return results
+
+    def _took_since(self, failed_at: str | None) -> bool:
+        return (
+            failed_at is not None
+            and self._taken_at is not None
+            and self._taken_at >= datetime.fromisoformat(failed_at)
+        )
 
     def _blamed(self, item: ClaimedEvent) -> EventResult | None:
         """An event that Lago does not hold and could not digest while others got through, or None."""
-        if _failures_alone(item) < TRIES_ALONE or not others_got_through(item, self.source):
+        if _failures(item)["alone"] < TRIES_ALONE:
             return None
-        answer = item.answer or {}
         return EventResult(
-            item.event_id, "rejected", answer, reason="lago_server_error", sent_at=item.sent_at
+            item.event_id, "rejected", item.answer or {}, reason="lago_server_error", sent_at=item.sent_at
         )
 
     def _refused(self, item: ClaimedEvent, outcome: Rejected, index: int) -> EventResult:
@@ -467,7 +561,9 @@ class Courier:
         wait = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
         if wait_s is not None:
             wait = max(wait, timedelta(seconds=wait_s))
-        answer = {"outcome": outcome, "says": says, "status": status, "alone": _failures_alone(item)}
+        if outcome == "not sent":
+            wait = min(wait, LONGEST_REST)
+        answer = {"outcome": outcome, "says": says, "status": status, **_failures(item)}
         return EventResult(item.event_id, "queued", answer, wait=wait)
 
     # -- pace and book-keeping -------------------------------------------------------------------------
@@ -500,6 +596,15 @@ class Courier:
             self.counts.unknown += tally.get("queued", 0)
 
 
-def _failures_alone(item: ClaimedEvent) -> int:
-    """How often in a row Lago met an error of its own with this event by itself."""
-    return int((item.answer or {}).get("alone", 0))
+def _failures(item: ClaimedEvent) -> dict[str, Any]:
+    """How often an event was sent without a clear answer, and what it met by itself.
+
+    ``failures``: of any kind. ``alone``: errors of the server in a row that it met by itself, with others
+    taken between any two of them; ``alone_at``: when it did last, in ISO 8601.
+    """
+    before = item.answer or {}
+    return {
+        "failures": before.get("failures", 0),
+        "alone": before.get("alone", 0),
+        "alone_at": before.get("alone_at"),
+    }

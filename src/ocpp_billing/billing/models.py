@@ -164,7 +164,7 @@ class UsageEvent(models.Model):
     next_attempt_at = models.DateTimeField(db_default=Now())
     lease = models.UUIDField(null=True)
     lease_until = models.DateTimeField(null=True)
-    # When Lago may last have got it, as long as its answer leaves open whether it did.
+    # When Lago may last have got it, as long as that is open: while it is claimed, when the lease ends.
     sent_at = models.DateTimeField(null=True)
     # Since when Lago, whose invoice of the period is final, was seen not to hold it.
     missing_since = models.DateTimeField(null=True)
@@ -252,6 +252,8 @@ class DeliveryControl(models.Model):
     pause_reason = models.TextField(null=True)
     lago_organization_id = models.TextField(null=True)
     lago_organization_name = models.TextField(null=True)
+    # When Lago last took an event that was sent to it.
+    event_taken_at = models.DateTimeField(null=True)
     # When it was made sure that Lago holds no event of this source that the ledger does not know.
     history_checked_at = models.DateTimeField(null=True)
 

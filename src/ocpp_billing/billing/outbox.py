@@ -15,6 +15,7 @@ from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.billing.balance import STATE_RANK_SQL
+from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.database import Fence, fenced_transaction
 from ocpp_billing.lago.delivery import SHOWN_WITHIN
@@ -31,8 +32,6 @@ FIRST_BACKOFF = timedelta(seconds=2)
 LONGEST_BACKOFF = timedelta(minutes=30)
 # Nothing is put off for longer than this, and no two clocks that are kept are further apart.
 LATEST_ATTEMPT, CLOCKS_DIFFER = timedelta(hours=12), timedelta(minutes=5)
-# Events whose ids are no further apart were decided at about the same time.
-_ABOUT_AS_OLD = 1_000
 _AT_ANY_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -49,7 +48,8 @@ class ClaimedEvent:
         missing_since: since when Lago, with a final invoice of the period, was seen not to hold it.
         is_held: it was claimed only to see how it stands.
         lease_until: it must not be sent later than that: another worker may do it then.
-        sent_at: when Lago may last have got it, where its answer left that open.
+        sent_at: when Lago may last have got it, where that is open; of one that is claimed to be sent, when
+            the lease ends.
         alone: it must not be sent with others.
         answer: what became of the attempt before; None = there was none, or it broke off.
     """
@@ -110,14 +110,19 @@ def break_leases(source: str, fence: Fence | None) -> int:
 
 
 def free_claimed(cursor: Any, source: str) -> int:
-    """End all leases of a source, whose worker is dead; what it had claimed it may have sent until now."""
-    cursor.execute(
-        "UPDATE usage_event SET lease = NULL, lease_until = NULL,"
-        " sent_at = CASE WHEN sent_at IS NOT NULL THEN %s::timestamptz END"
-        " WHERE source_id = %s AND state IN ('queued', 'held') AND lease IS NOT NULL",
-        [clock.now(), source],
-    )
-    return int(cursor.rowcount)
+    """End all leases of a source, whose worker is dead; returns how many there were.
+
+    What it had claimed counts as sent until the lease would have ended: it may only sleep.
+    """
+    freed = 0
+    for state in ("queued", "held"):  # each has an index of its own, which a list of both would not use
+        cursor.execute(
+            "UPDATE usage_event SET lease = NULL, lease_until = NULL"
+            f" WHERE source_id = %s AND state = '{state}' AND lease IS NOT NULL",
+            [source],
+        )
+        freed += int(cursor.rowcount)
+    return freed
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,7 @@ def claim_in_doubt(
         "now": now,
         "until": now + LEASE,
         "sent_before": _sent_before(now, contract),
-        "alone": sorted(contract.alone),
+        **_bound(contract),
     }
     with fenced_transaction("claim in doubt", fence) as cursor:
         cursor.execute(_CLAIM_IN_DOUBT, bound)
@@ -196,6 +201,7 @@ def _bound(contract: Contract) -> dict[str, Any]:
         "field_name": contract.field_name,
         "plans": sorted(contract.plans),
         "alone": sorted(contract.alone),
+        "bills_repeats": contract.bills_repeats,
     }
 
 
@@ -259,15 +265,17 @@ def plans_of_due(source: str, now: datetime) -> set[str]:
         return {plan for (plan,) in cursor.fetchall()}
 
 
-def others_got_through(item: ClaimedEvent, source: str) -> bool:
-    """Whether Lago took any event of about the same age, or a later one, since this one was first tried."""
-    with connection.cursor() as cursor:
+def last_taken_at(source: str) -> datetime | None:
+    """When Lago last took an event that was sent to it, as far as that was noted."""
+    return DeliveryControl.objects.filter(source_id=source).values_list("event_taken_at", flat=True).first()
+
+
+def note_taken(source: str, taken_at: datetime, fence: Fence | None) -> None:
+    """Note when Lago last took an event that was sent to it."""
+    with fenced_transaction("note taken", fence) as cursor:
         cursor.execute(
-            "SELECT EXISTS (SELECT 1 FROM usage_event WHERE source_id = %s AND id > %s AND accepted_at > %s)",
-            [source, item.event_id - _ABOUT_AS_OLD, item.first_attempt_at],
+            "UPDATE delivery_control SET event_taken_at = %s WHERE source_id = %s", [taken_at, source]
         )
-        (got_through,) = cursor.fetchone()
-        return bool(got_through)
 
 
 def record_results(
@@ -397,20 +405,18 @@ def next_due_at(source: str) -> datetime | None:
 # Times that this machine's clock can only have written when it was ahead.
 _OF_A_CLOCK_AHEAD = (
     """
-    UPDATE usage_event SET next_attempt_at = %(now)s, first_attempt_at = least(first_attempt_at, %(now)s)
+    UPDATE usage_event SET next_attempt_at = %(now)s, first_attempt_at = least(first_attempt_at, %(now)s),
+        sent_at = least(sent_at, %(now)s)
     WHERE source_id = %(source)s AND state = 'queued' AND next_attempt_at > %(latest)s
     """,
     """
-    UPDATE usage_event SET next_attempt_at = %(now)s, first_attempt_at = least(first_attempt_at, %(now)s)
+    UPDATE usage_event SET next_attempt_at = %(now)s, first_attempt_at = least(first_attempt_at, %(now)s),
+        sent_at = least(sent_at, %(now)s)
     WHERE source_id = %(source)s AND state = 'held' AND next_attempt_at > %(latest)s
     """,
     """
     UPDATE usage_event SET accepted_at = %(now)s
     WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at > %(soon)s
-    """,
-    """
-    UPDATE usage_event SET sent_at = %(now)s
-    WHERE source_id = %(source)s AND state IN ('queued', 'held') AND sent_at > %(soon)s
     """,
     # What Lago said of a subscription is asked again; a row that it does not name any more goes then.
     "UPDATE lago_subscription SET read_at = 'epoch' WHERE read_at > %(soon)s",
@@ -431,18 +437,18 @@ _DUE = """
 e.source_id = %(source)s AND e.state = 'queued' AND e.next_attempt_at <= %(now)s
 AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
 """
-# What Lago does not have, or may get again. A lease that has run out was never settled: what was claimed
-# by it may have been sent until then.
-_SENDABLE = "(e.sent_at IS NULL OR coalesce(e.lease_until, e.sent_at) <= %(sent_before)s)"
+# What Lago does not have, or may get again.
+_SENDABLE = "(e.sent_at IS NULL OR e.sent_at <= %(sent_before)s)"
 # What Lago may know and was seen not to hold: in the queue, or held until it is certain.
 _UNSETTLED = """
 e.source_id = %(source)s AND e.next_attempt_at <= %(now)s AND e.attempts > 0
 AND (e.lease_until IS NULL OR e.lease_until <= %(now)s)
 AND (e.state = 'queued' OR (e.state = 'held' AND e.answer ->> 'outcome' = 'not found'))
 """
-# An event that a refused batch did not name may just be sent again: Lago says so if it has it.
+# An event that a refused batch did not name may just be sent again, where Lago says so if it has it.
 _RETURNING = """
-e.id, e.attempts, e.payload, e.field_name, e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named',
+e.id, e.attempts, e.payload, e.field_name,
+%(bills_repeats)s OR e.answer IS NULL OR e.answer ->> 'outcome' <> 'not named',
 e.first_attempt_at, e.external_customer_id, e.timestamp, e.missing_since, e.state = 'held', e.lease_until,
 e.sent_at,
 EXISTS (
@@ -463,7 +469,7 @@ e.answer
 # decision (it was excluded, mapped otherwise, or stopped before the instant of going live).
 _CLAIM = f"""
 UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s, attempts = attempts + 1,
-    first_attempt_at = coalesce(first_attempt_at, %(now)s), sent_at = %(now)s, missing_since = NULL
+    first_attempt_at = coalesce(first_attempt_at, %(now)s), sent_at = %(until)s, missing_since = NULL
 WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_DUE} AND {_SENDABLE} AND (
@@ -529,8 +535,7 @@ RETURNING e.session_id
 """
 
 _CLAIM_IN_DOUBT = f"""
-UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s,
-    sent_at = coalesce(e.lease_until, e.sent_at)
+UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
 WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_DUE} AND NOT {_SENDABLE}
@@ -540,8 +545,7 @@ RETURNING {_RETURNING}
 """
 
 _CLAIM_UNBILLED = f"""
-UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s,
-    sent_at = CASE WHEN e.sent_at IS NOT NULL THEN coalesce(e.lease_until, e.sent_at) END
+UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
 WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_UNSETTLED} AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}

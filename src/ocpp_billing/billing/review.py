@@ -187,7 +187,7 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None, note: st
         before = event.answer
         event.state, event.reason, event.next_attempt_at = "queued", None, clock.now()
         # What it failed at before counts against it no more.
-        event.answer = {**(before or {}), "alone": 0}
+        event.answer = {**(before or {}), "failures": 0, "alone": 0}
         event.save(update_fields=["state", "reason", "next_attempt_at", "answer"])
         restate_sessions(cursor, [event.session_id])
         audit.record(

@@ -73,6 +73,8 @@ def send_queued(
         raise control.ControlError(reason)
     if courier.stopped is not None:
         raise control.ControlError(f"Delivery stopped: {courier.stopped}. What is queued stays queued.")
+    if courier.trouble is not None:
+        raise courier.trouble
     if left := unfinished(config.steve_source):
         journal.left(f"{left} usage events wait for another attempt")
 

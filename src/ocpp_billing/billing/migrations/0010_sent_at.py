@@ -8,6 +8,9 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.AddField(model_name="usageevent", name="sent_at", field=models.DateTimeField(null=True)),
+        migrations.AddField(
+            model_name="deliverycontrol", name="event_taken_at", field=models.DateTimeField(null=True)
+        ),
         # When what is open now was sent is not known any more: at the latest now.
         migrations.RunSQL(
             "UPDATE usage_event SET sent_at = now()"
