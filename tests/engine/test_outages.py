@@ -201,7 +201,9 @@ def test_a_lago_that_takes_nothing_for_hours_rejects_nothing_and_is_not_hammered
 def test_a_lago_that_cannot_be_asked_about_one_event_gets_all_others(live):
     old = [live.session("TAG-ALICE", f"CP-{number}", energy_wh=1_000) for number in range(4)]
     live.lago.add_fault(Fault("drop_before", path="/events/batch"))
-    live.lago.add_fault(Fault("status", method="GET", path=rf"/events/.*(:|%3A){old[0]}-", status=500, times=-1))
+    live.lago.add_fault(
+        Fault("status", method="GET", path=rf"/events/.*(:|%3A){old[0]}-", status=500, times=-1)
+    )
     live.sync()
     new = live.session("TAG-ALICE", "CP-9", energy_wh=1_000)
     live.clock.advance(minutes=11)
