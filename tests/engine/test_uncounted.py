@@ -90,7 +90,7 @@ def test_it_is_told_after_a_day_and_over_once_lago_counts_it(live, doctor, fault
     live.clock.advance(hours=2)
     live.sync()
     found = alert(live)
-    told = "Lago accepted 1 usage event with 10.000 kWh more than a day ago and does not count it."
+    told = "Lago accepted 1 usage event with 10.000 kWh over a day ago and does not count it."
     assert found.says == f"{told} {says}"
     assert ("ocpp-billing reconcile" in found.do, found.size) == (True, 1)
     assert doctor()["not_confirmed"]["says"] == found.says

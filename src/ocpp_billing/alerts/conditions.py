@@ -182,8 +182,8 @@ def judge_uncounted(uncounted: UncountedInAll) -> Condition | None:
     return Condition(
         "not_confirmed",
         ngettext(
-            "Lago accepted %(n)s usage event with %(kwh)s kWh more than a day ago and does not count it.",
-            "Lago accepted %(n)s usage events with %(kwh)s kWh more than a day ago and does not count them.",
+            "Lago accepted %(n)s usage event with %(kwh)s kWh over a day ago and does not count it.",
+            "Lago accepted %(n)s usage events with %(kwh)s kWh over a day ago and does not count them all.",
             uncounted.events,
         )
         % {"n": uncounted.events, "kwh": say_kwh(uncounted.energy_wh)}

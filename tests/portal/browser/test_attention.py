@@ -61,7 +61,7 @@ def test_what_lago_does_not_count_and_what_stops_money_is_seen_on_every_screen(v
         ),
         (
             "not_confirmed",
-            "Lago accepted 1 usage event with 8.000 kWh more than a day ago and does not count it.",
+            "Lago accepted 1 usage event with 8.000 kWh over a day ago and does not count it.",
         ),
     ):
         Alert.objects.create(
