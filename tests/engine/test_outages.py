@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from ocpp_billing.alerts.conditions import conditions
 from ocpp_billing.billing.deliver import ILL
 from ocpp_billing.billing.models import UsageEvent
 from ocpp_billing.billing.review import retry_rejected
@@ -244,6 +245,30 @@ def test_what_was_not_named_and_then_lost_in_a_crash_is_read_back_before_it_is_s
     live.sync()
     assert live.lago_wh_by_session() == {second: 2_000}
     assert live.state_of(first) == ("rejected", "refused_by_lago")
+
+
+def test_what_is_tried_in_vain_for_a_day_is_told(live):
+    live.lago.add_fault(Fault("status", path="/events/batch", status=500, times=-1))
+    session = live.session("TAG-ALICE", "CP-1", energy_wh=1_000)
+
+    def told():
+        return {each.code: each for each in conditions(live.config(), live.clock.now())}.get("not_delivered")
+
+    live.sync()
+    assert told() is None
+    live.clock.advance(days=1)
+    live.sync()
+    alert = told()
+    assert "1 usage event with 1.000 kWh is tried in vain since" in alert.says
+    assert "500" in alert.says
+    live.pause()
+    assert told() is None
+    live.resume()
+    live.lago.clear_faults()
+    live.clock.advance(HOUR)
+    live.sync()
+    assert live.state_of(session) == ("confirmed", None)
+    assert told() is None
 
 
 def test_a_rate_limit_is_waited_for(live):

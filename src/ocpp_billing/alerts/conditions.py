@@ -14,7 +14,7 @@ from django.db import connection
 from django.db.models import F
 from django.utils.translation import ngettext
 
-from ocpp_billing.billing.control import BY_ITSELF, how_it_goes_on
+from ocpp_billing.billing.control import BY_ITSELF, how_it_goes_on, read_status
 from ocpp_billing.billing.models import BalanceProof, DeliveryControl, UsageEvent
 from ocpp_billing.billing.uncounted import read_uncounted
 from ocpp_billing.database import LITTLE_ROOM_DO, little_room
@@ -41,6 +41,7 @@ TITLES = {
     "delivery_paused": "Delivery has paused by itself",
     "sessions_waiting": "Sessions wait for a person",
     "events_rejected": "Lago rejected usage events",
+    "not_delivered": "Usage events do not get through to Lago",
     "not_confirmed": "Lago took usage events and does not count them",
     "events_turned_up": "Usage events that were given up are in Lago",
     "balance_unexplained": "The balance does not add up",
@@ -48,13 +49,15 @@ TITLES = {
     WORKER_GONE: "No worker is running",
 }
 # Some sessions are not billed, or something has to be looked at; all others are billed all the same.
-DO_NOT_STOP_MONEY = frozenset({"sessions_waiting", "events_rejected", "events_turned_up"})
+DO_NOT_STOP_MONEY = frozenset({"sessions_waiting", "events_rejected", "not_delivered", "events_turned_up"})
 # What the leader writes about, and ends: that no worker runs, others have to notice, and a leader is one.
 OF_THE_LEADER = tuple(TITLES)
 # So far back runs are looked at: at one every fifteen seconds, the last eight hours.
 RUNS = 2000
 # Whether Lago bills such an event cannot be seen from here, so it is told for as long as a month takes.
 TURNED_UP_FOR = timedelta(days=31)
+# An event that was first tried longer ago than that will hardly get through by itself.
+DELIVERED_WITHIN = timedelta(days=1)
 UNCOUNTED_DO = (
     "Compare: ocpp-billing reconcile. Then look in Lago at the subscription, at its plan's charge of the "
     "metric and its filters, and at the metric's field. They are confirmed by themselves once Lago counts "
@@ -127,6 +130,7 @@ def conditions(config: Config, now: datetime) -> list[Condition]:
         _contract(source),
         _waiting(source, now - timedelta(days=config.alert_held_days), config.alert_held_days),
         _rejected(source),
+        _undelivered(config, now - DELIVERED_WITHIN),
         judge_uncounted(read_uncounted(source)),
         _turned_up(source, now - TURNED_UP_FOR),
         judge_balance(BalanceProof.objects.filter(source_id=source).order_by("-id").first()),
@@ -281,6 +285,31 @@ def _rejected(source: str) -> Condition | None:
     )
 
 
+def _undelivered(config: Config, before: datetime) -> Condition | None:
+    """Events that are tried in vain since before, though delivery goes on."""
+    if read_status(config).mode != "live":
+        return None
+    with connection.cursor() as cursor:
+        cursor.execute(_UNDELIVERED, {"source": config.steve_source, "before": before})
+        events, energy_wh, first_at, name, says = cursor.fetchone()
+    if not events:
+        return None
+    return Condition(
+        "not_delivered",
+        ngettext(
+            "%(n)s usage event with %(kwh)s kWh is tried in vain since %(at)s UTC.",
+            "%(n)s usage events with %(kwh)s kWh are tried in vain, since %(at)s UTC.",
+            events,
+        )
+        % {"n": events, "kwh": say_kwh(int(energy_wh)), "at": f"{first_at:%Y-%m-%d %H:%M}"}
+        + f" The oldest is {name}: {says or 'nothing was answered'}".rstrip(".")
+        + ".",
+        "Look into Lago's log for it, and at a proxy before Lago. It is tried again by itself, and billed "
+        "once.",
+        events,
+    )
+
+
 def _turned_up(source: str, since: datetime) -> Condition | None:
     """Events that were given up as missing, or excluded, and are in Lago.
 
@@ -322,6 +351,14 @@ def _count(
         sessions, energy_wh = cursor.fetchone()
     return int(sessions), int(energy_wh)
 
+
+_UNDELIVERED = """
+SELECT count(*), coalesce(sum(energy_wh), 0)::bigint, min(first_attempt_at),
+    (array_agg(transaction_id ORDER BY first_attempt_at, id))[1],
+    (array_agg(answer ->> 'says' ORDER BY first_attempt_at, id))[1]
+FROM usage_event
+WHERE source_id = %(source)s AND state = 'queued' AND attempts > 0 AND first_attempt_at < %(before)s
+"""
 
 # A run says something about a respect when it touched it; what failed is in its errors.
 _RESPECTS = {
