@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ocpp_billing.commands.ground import (
     DONE,
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from django.db.models import QuerySet
+
     from ocpp_billing.billing.bulk import OrderOutcome
+    from ocpp_billing.charging.models import ChargingSession
     from ocpp_billing.config import Config
 
 # So many are shown before the question, and so many refusals after it.
@@ -113,24 +116,64 @@ def held_exclude(config: Config, args: argparse.Namespace) -> int:
 def _order(
     config: Config, args: argparse.Namespace, verb: str, order: Callable[[int], None], means: str
 ) -> int:
+    from ocpp_billing.charging.models import ChargingSession
+
+    held = ChargingSession.objects.filter(source=config.steve_source, state="held", reason=args.reason)
+    return order_many(
+        between(config, args, held),
+        verb,
+        order,
+        says=_decided,
+        means=means,
+        none=f"No session is held as {args.reason} there. See: ocpp-billing held",
+        yes=args.yes,
+    )
+
+
+def _decided(session: ChargingSession) -> str:
+    return session.decisions.order_by("-id").values_list("says", flat=True).first() or ""
+
+
+def order_many(
+    meant: QuerySet[ChargingSession],
+    verb: str,
+    order: Callable[[int], None],
+    *,
+    says: Callable[[ChargingSession], str],
+    means: str,
+    none: str,
+    yes: bool,
+) -> int:
+    """Show sessions, ask, and give one order about each as it stood when it was shown.
+
+    Args:
+        meant: the sessions.
+        verb: begins the question.
+        order: of :mod:`billing.review`, by our number of a session.
+        says: why one waits.
+        means: what ordering it does.
+        none: what is said when there are none.
+        yes: do not ask.
+
+    Returns:
+        The exit code.
+    """
     from ocpp_billing.billing.bulk import at_stake_wh, standing
 
-    meant = _meant(config, args)
     seen: dict[int, str] = {}
     energy_wh = 0
     for session in meant.iterator():
         if len(seen) < SHOWN:
-            says = session.decisions.order_by("-id").values_list("says", flat=True).first() or ""
-            out(f"session {session.steve_id}, {say_kwh(at_stake_wh(session))} kWh: {says}")
+            out(f"session {session.steve_id}, {say_kwh(at_stake_wh(session))} kWh: {says(session)}")
         seen[session.pk] = standing(session)
         energy_wh += at_stake_wh(session)
     if not seen:
-        out(f"No session is held as {args.reason} there. See: ocpp-billing held")
+        out(none)
         return DONE
     if len(seen) > SHOWN:
         out(f"... and {len(seen) - SHOWN} more")
     out(f"{len(seen)} sessions, {say_kwh(energy_wh)} kWh. {means}")
-    if not args.yes and not confirmed(f"{verb} {len(seen)} sessions?"):
+    if not yes and not confirmed(f"{verb} {len(seen)} sessions?"):
         note("Nothing was changed.")
         return FAILED
     outcomes = _order_all(seen, order)
@@ -143,12 +186,11 @@ def _order(
     return LEFT if refused else DONE
 
 
-def _meant(config: Config, args: argparse.Namespace) -> Any:
-    from ocpp_billing.charging.models import ChargingSession
-
-    meant = ChargingSession.objects.filter(
-        source=config.steve_source, state="held", reason=args.reason
-    ).order_by("pk")
+def between(
+    config: Config, args: argparse.Namespace, sessions: QuerySet[ChargingSession]
+) -> QuerySet[ChargingSession]:
+    """Those that stopped within the range that is asked for, in the order in which they are locked."""
+    meant = sessions.order_by("pk")
     begin, end = range_of(args, config)
     if begin is not None:
         meant = meant.filter(stopped_at__gte=begin)
