@@ -126,7 +126,7 @@ def eventually(condition: Callable[[], Any], explain: Callable[[], str] = str) -
     deadline = time.monotonic() + WITHIN_S
     while not (value := condition()):
         assert time.monotonic() < deadline, f"still not so after {WITHIN_S} s: {explain()}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value
 
 
