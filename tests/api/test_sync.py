@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from ocpp_billing.accounts.models import AuditEntry, Role
+from ocpp_billing.local_time import day_and_time
 from ocpp_billing.sync.models import SyncLog, SyncRun, SyncStep, WorkerHeartbeat
 from tests.portal import ledger
 
@@ -44,7 +45,7 @@ def test_a_trigger_without_a_worker_is_kept_and_says_since_when(as_token, now):
     status, body = as_token(Role.OPERATOR)("POST", "/sync")
 
     assert (status, body["outcome"]) == (202, "no_worker")
-    assert f"since {now - timedelta(hours=2):%Y-%m-%d %H:%M}" in body["message"]
+    assert f"since {day_and_time(now - timedelta(hours=2))}" in body["message"]
     assert SyncRun.objects.get().status == "requested"
 
 
