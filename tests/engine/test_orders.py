@@ -16,6 +16,7 @@ from ocpp_billing.billing.refunds import settle_refund
 from ocpp_billing.billing.review import ReviewError
 from ocpp_billing.billing.undo import revoke
 from ocpp_billing.charging.models import ChargingSession
+from tests.crash.stories import show_stop
 from tests.engine.test_scenarios_delivering import move, revised, session_of
 
 pytestmark = pytest.mark.parametrize("release", ["3.9.0"])
@@ -159,6 +160,33 @@ def test_an_event_that_lago_charged_twice_waits_for_a_credit_note(world):
     world.sync()
     assert world.state_of(session) == ("confirmed", None)
     assert world.posts() == posts
+    world.assert_conserved()
+
+
+def test_one_credit_note_settles_one_debt(world):
+    """Lago charged it twice, and StEvE lowers what it delivered: two surpluses, and two credit notes."""
+    world.plan("ev_advance", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ev_advance")
+    world.go_live()
+    session = world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync(confirm_settle_seconds=3_600)
+    books = world.lago.books
+    (fee,) = books.fees
+    books.fees.append(replace(fee, lago_id="another"))
+    world.clock.advance(hours=2)
+    world.sync()
+    with pytest.raises(ReviewError, match="charged an event of session .* twice"):
+        review.exclude(session_of(session).pk, note="forget it", by="test")
+    show_stop(world, session, 3_000)
+    world.sync()
+    assert world.state_of(session) == ("held", "charged_twice")
+    credit(session)
+    assert world.state_of(session) == ("held", "refund_by_credit_note")
+    assert UsageEvent.objects.get(kind="original").state == "confirmed"
+    credit(session)
+    world.sync()
+    assert world.state_of(session)[0] in {"confirmed", "excluded"}
+    assert world.balance().reasons["credited"].energy_wh == -2_000
     world.assert_conserved()
 
 

@@ -338,6 +338,15 @@ def test_without_looking_again_both_would_bill_it(two, monkeypatch):
     assert len(parts(session)) == 2
 
 
+def test_a_twin_that_comes_while_lago_is_asked_is_not_billed_beside_it(two, monkeypatch):
+    """When main read its sessions, nobody else knew them."""
+    session = both_ask(two)
+    decide_under(two, "renamed")
+    monkeypatch.setattr("ocpp_billing.billing.decide.read_twins", lambda *_: {})
+    decide_under(two, "main")
+    assert parts(session) == [("renamed", "queued")]
+
+
 def test_what_is_just_being_claimed_is_not_taken_over(two):
     """Delivery of the pilot has taken the event; the decision waits for that, and holds the session."""
     session = piloted(two)

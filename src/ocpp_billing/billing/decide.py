@@ -26,7 +26,7 @@ from ocpp_billing.billing.events import (
 )
 from ocpp_billing.billing.rules import SessionFacts, judge_session
 from ocpp_billing.billing.taking_back import leaves_enough
-from ocpp_billing.billing.twins import Twin, keep_apart, lock_twins, read_twins
+from ocpp_billing.billing.twins import Twin, has_others, keep_apart, lock_twins, read_twins
 from ocpp_billing.charging.clocks import CLOCK_TOLERANCE
 from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.clock import now as clock_now
@@ -555,8 +555,11 @@ def _write(
     with fenced_transaction("decide", fence) as cursor:
         if not policy.go_live_is_given and _locked_go_live(cursor, policy.source) != policy.go_live_at:
             return False
-        is_known_twice = any(item.session.twin is not None and item.event is not None for item in judged)
-        if is_known_twice:
+        # Whether a session has a twin was read before Lago was asked: one may have come since.
+        may_be_known_twice = any(item.event is not None for item in judged) and has_others(
+            cursor, policy.source
+        )
+        if may_be_known_twice:
             lock_twins(cursor)
         cursor.execute(_CREATE_JUDGED)
         with cursor.copy("COPY judged FROM STDIN (FORMAT BINARY)") as copy:
@@ -566,7 +569,7 @@ def _write(
         now = clock_now()
         bound = {"source": policy.source, "metric_code": policy.metric_code, "now": now}
         cursor.execute(_DROP_OUTDATED)
-        if is_known_twice:
+        if may_be_known_twice:
             keep_apart(cursor, now)
         cursor.execute(_VOID_EVENTS)
         cursor.execute(_INSERT_DECISIONS, bound)
@@ -710,7 +713,7 @@ WITH updated AS (
             UNION ALL
             SELECT e.state, e.reason FROM usage_event e
             WHERE e.session_id = j.session_id AND e.state <> 'void'
-        ) each_part ORDER BY {STATE_RANK_SQL.format(column="state")} LIMIT 1
+        ) each_part ORDER BY {STATE_RANK_SQL.format(column="state")}, reason LIMIT 1
     ) part ON true
     WHERE s.id = j.session_id
     RETURNING j.outcome

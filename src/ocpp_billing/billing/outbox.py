@@ -599,7 +599,7 @@ FROM (
         UNION ALL
         SELECT session_id, state, reason
         FROM usage_event WHERE session_id = ANY(%(session_ids)s::bigint[]) AND state <> 'void'
-    ) each_part ORDER BY session_id, {STATE_RANK_SQL.format(column="state")}
+    ) each_part ORDER BY session_id, {STATE_RANK_SQL.format(column="state")}, reason
 ) part
 WHERE part.session_id = s.id
   AND (s.state IS DISTINCT FROM part.state OR s.reason IS DISTINCT FROM part.reason)

@@ -54,6 +54,11 @@ def settle_refund(
         is_rest = session.rest_state == "held" and session.rest_reason == Reason.REFUND_BY_CREDIT_NOTE
         energy_wh = sum(event.energy_wh for event in moves) + (session.rest_wh if is_rest else 0)
         twice = list(session.events.filter(state=EventState.HELD, reason=Reason.CHARGED_TWICE))
+        # One credit note settles one debt: the one that the session is shown with; the other is shown next.
+        if twice and (session.reason == Reason.CHARGED_TWICE or not energy_wh):
+            moves, is_rest, energy_wh = [], False, 0
+        else:
+            twice = []
         if not energy_wh and not twice:
             raise ReviewError(f"No refund of session {session.steve_id} is open ({session.state}).")
         ruling = Ruling.objects.create(

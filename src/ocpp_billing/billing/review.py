@@ -91,6 +91,11 @@ def exclude(session_id: int, *, note: str, by: str, user: User | None = None) ->
             raise ReviewError(
                 f"Session {session.steve_id} is billed. Lago cannot take an event back: write a credit note."
             )
+        if session.events.filter(state="held", reason=Reason.CHARGED_TWICE).exists():
+            raise ReviewError(
+                f"Lago charged an event of session {session.steve_id} twice, which no exclusion takes back: "
+                "write a credit note over the second fee there, then give its number here as credited."
+            )
         if session.state in {"open", "stuck"} and session.reading_stopped_at is None:
             _set_reading(session, session.start_wh, session.started_at or clock.now())
         void: dict[str, Any] = {"state": "void", "reason": None}

@@ -113,6 +113,12 @@ def read_twins(cursor: Any, session_ids: Sequence[int]) -> dict[int, Twin]:
     return {session_id: Twin(*twin) for session_id, *twin in cursor.fetchall()}
 
 
+def has_others(cursor: Any, source: str) -> bool:
+    """Whether the ledger knows another ``STEVE_SOURCE`` at all."""
+    cursor.execute("SELECT EXISTS (SELECT FROM source WHERE name <> %s)", [source])
+    return bool(cursor.fetchone()[0])
+
+
 def keep_apart(cursor: Any, now: datetime) -> None:
     """Before decisions are written: leave out those that another source has come before.
 

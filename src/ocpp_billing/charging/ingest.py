@@ -131,7 +131,7 @@ class _Reach(NamedTuple):
 
 def _lock_source(cursor: Any, source: str) -> _Reach:
     """One ingest at a time per source: the running maximum of starts must not be read half-written."""
-    reach = "SELECT highest_id, latest_start_at FROM source WHERE name = %s FOR UPDATE"
+    reach = "SELECT highest_id, latest_start_at FROM source WHERE name = %s FOR NO KEY UPDATE"
     cursor.execute(reach, [source])
     if (known := cursor.fetchone()) is None:
         cursor.execute("INSERT INTO source (name) VALUES (%s) ON CONFLICT DO NOTHING", [source])

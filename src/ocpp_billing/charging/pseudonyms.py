@@ -116,7 +116,7 @@ def pseudonymise(source: str, tag_id: int, *, by: str, now: datetime) -> Pseudon
     """
     with effect("db commit pseudonym"), transaction.atomic(), connection.cursor() as cursor:
         # In the order in which readings and mappings lock, so that nobody waits for another in a ring.
-        cursor.execute("SELECT 1 FROM source WHERE name = %s FOR UPDATE", [source])
+        cursor.execute("SELECT 1 FROM source WHERE name = %s FOR NO KEY UPDATE", [source])
         cursor.execute(
             "SELECT 1 FROM tag_mapping WHERE id_tag_id = %s ORDER BY id FOR NO KEY UPDATE", [tag_id]
         )

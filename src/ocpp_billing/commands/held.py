@@ -190,13 +190,19 @@ def between(
     config: Config, args: argparse.Namespace, sessions: QuerySet[ChargingSession]
 ) -> QuerySet[ChargingSession]:
     """Those that stopped within the range that is asked for, in the order in which they are locked."""
+    from django.db.models.functions import Coalesce
+
     meant = sessions.order_by("pk")
     begin, end = range_of(args, config)
+    if begin is None and end is None:
+        return meant
+    # Of a session that a person ended, the reading says when.
+    ended = meant.annotate(ended_at=Coalesce("reading_stopped_at", "stopped_at"))
     if begin is not None:
-        meant = meant.filter(stopped_at__gte=begin)
+        ended = ended.filter(ended_at__gte=begin)
     if end is not None:
-        meant = meant.filter(stopped_at__lt=end)
-    return meant
+        ended = ended.filter(ended_at__lt=end)
+    return ended
 
 
 def _order_all(seen: dict[int, str], order: Callable[[int], None]) -> list[OrderOutcome]:

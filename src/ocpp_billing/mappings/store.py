@@ -162,7 +162,7 @@ def many_mappings(source: str) -> Iterator[set[int]]:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [IMPORT_LOCK_CLASS, source])
         # A run that records new tags locks this first, too, so the two do not meet crosswise at the end.
-        cursor.execute("SELECT FROM source WHERE name = %s FOR UPDATE", [source])
+        cursor.execute("SELECT FROM source WHERE name = %s FOR NO KEY UPDATE", [source])
         yield tags
         ask_again_for_tags(cursor, sorted(tags))
 

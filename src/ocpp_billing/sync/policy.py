@@ -59,7 +59,8 @@ def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> N
         (_limits(config), config.late_policy, _max_auto_correction_wh(config), config.lago_metric_code)
     )
     with fenced_transaction("ask again", journal.fence) as cursor:
-        cursor.execute("SELECT progress FROM source WHERE name = %s FOR UPDATE", [config.steve_source])
+        # No key: whoever writes an event while holding its session refers to the source only at the end.
+        cursor.execute("SELECT progress FROM source WHERE name = %s FOR NO KEY UPDATE", [config.steve_source])
         row = cursor.fetchone()
         progress: ReadingProgress = {} if row is None else msgspec.json.decode(row[0])
         if progress.get("settings", settings) != settings:
