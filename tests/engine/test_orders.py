@@ -175,7 +175,7 @@ def test_one_credit_note_settles_one_debt(world):
     books.fees.append(replace(fee, lago_id="another"))
     world.clock.advance(hours=2)
     world.sync()
-    with pytest.raises(ReviewError, match="charged an event of session .* twice"):
+    with pytest.raises(ReviewError, match=r"charged an event of session .* twice"):
         review.exclude(session_of(session).pk, note="forget it", by="test")
     show_stop(world, session, 3_000)
     world.sync()
