@@ -35,6 +35,7 @@ from ocpp_billing.billing.outbox import (
     next_due_at,
     note_taken,
     plans_of_due,
+    put_off_looks,
     record_results,
     set_aside_unbilled,
 )
@@ -70,14 +71,20 @@ FAILURES_BEFORE_TAKING_APART = 3
 # An event is to blame for a server error when so many tries in a row, by itself, meet one, too, and Lago took
 # other events between any two of them.
 TRIES_ALONE = 5
-# Lago is ill when so many events in a row meet a server error by themselves: no more batches are taken apart.
+# ... no sooner than so long after one another, and not for what proxies say of a Lago that is away.
+BLAMED_EVERY = timedelta(minutes=15)
+AWAY = (502, 503, 504)
+# Lago is ill when so many events in a row get no clear answer by themselves: no more batches are taken apart.
 ILL_ALONE = 3
 # ... and when so many requests in a row do: nothing more is sent in this run.
 ILL = 12
 # What was claimed and not sent, because Lago seemed ill, waits no longer than that.
 LONGEST_REST = timedelta(minutes=1)
-# So many times in a row Lago is asked in vain for what it holds.
+# So many times in a row Lago is asked in vain for what it holds. What it said nothing about waits that long.
 LOOKS_IN_VAIN = 3
+LOOKED_FOR_AGAIN = timedelta(minutes=15)
+# After a rate limit that names no time.
+RATE_LIMITED_FOR = timedelta(seconds=5)
 # What Lago does not hold and could still bill is looked at again, the later the older it is.
 LOOK_AGAIN_FRACTION = 8
 LONGEST_LOOK_AGAIN = timedelta(hours=6)
@@ -130,7 +137,7 @@ class Courier:
     _contract: Contract = field(default_factory=lambda: Contract("", None, frozenset()))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _next_send_at: datetime | None = None
-    # How many requests in a row met a server error in this run, and how many of those held one event.
+    # How many requests in a row got no clear answer in this run, and how many of those held one event.
     _failed: int = 0
     _failed_alone: int = 0
     # How often in a row Lago could not be asked for what it holds.
@@ -207,16 +214,9 @@ class Courier:
                 self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
             )
         ):
-            results: list[EventResult] = []
-            dead: list[int] = []
-            for item in self._while_lago_answers(claimed):
-                with self._going_on():
-                    result = self._settle_unbilled(item, periods)
-                    if result is None:
-                        dead.append(item.event_id)
-                    else:
-                        results.append(result)
-            self._record(results, lease, lock_sessions=True)
+            results = self._look_for(claimed, lambda item: self._settle_unbilled(item, periods), lease)
+            dead = [result.event_id for result in results if result.state == "void"]
+            self._record([result for result in results if result.state != "void"], lease, lock_sessions=True)
             if dead:
                 self.counts.given_up += give_up_events(
                     dead,
@@ -231,12 +231,12 @@ class Courier:
                 )
         return self.counts.given_up - before
 
-    def _settle_unbilled(self, item: ClaimedEvent, periods: InvoicedPeriods) -> EventResult | None:
+    def _settle_unbilled(self, item: ClaimedEvent, periods: InvoicedPeriods) -> EventResult:
         """An event of unknown outcome that Lago would not bill as it is: what Lago holds decides.
 
         Sent again it would be accepted and never billed, so what Lago does not hold is held by us: until
         Lago could not bill it any more if it got it now, and was seen twice not to have it. Then it is
-        given up (None).
+        given up (``void``).
         """
         found = self._read_back(item)
         if found is not None:
@@ -252,7 +252,7 @@ class Courier:
                     return found
                 missing_since = now
             elif now - missing_since >= MISSING_FOR:
-                return None
+                return EventResult(item.event_id, "void", {})
             wait = missing_since + MISSING_FOR - now
         else:
             age = now - item.first_attempt_at
@@ -283,22 +283,33 @@ class Courier:
         claimed = claim_in_doubt(
             self.source, lease, MAX_BATCH_EVENTS, clock.now(), self._contract, self.fence
         )
-        results: list[EventResult] = []
-        for item in self._while_lago_answers(claimed):
-            with self._going_on():
-                results.append(self._read_back(item) or self._not_shown_yet(item))
-        self._record(results, lease)
+        self._record(
+            self._look_for(claimed, lambda item: self._read_back(item) or self._not_shown_yet(item), lease),
+            lease,
+        )
         return len(claimed)
 
-    def _while_lago_answers(self, items: Sequence[ClaimedEvent]) -> Iterator[ClaimedEvent]:
-        """Events to ask Lago about, until it has failed to answer too often in a row.
-
-        What it was not asked about keeps its lease until the next run, and is as it was then.
-        """
+    def _look_for(
+        self,
+        items: Sequence[ClaimedEvent],
+        look: Callable[[ClaimedEvent], EventResult],
+        lease: UUID,
+    ) -> list[EventResult]:
+        """Ask Lago about each, until it has failed to answer too often in a row; give the rest back."""
+        results: list[EventResult] = []
+        tried: list[int] = []
+        untried: list[int] = []
         for item in items:
             if self._in_vain >= LOOKS_IN_VAIN:
-                break
-            yield item
+                untried.append(item.event_id)
+                continue
+            before = self._in_vain
+            with self._going_on():
+                results.append(look(item))
+            if self._in_vain > before:
+                tried.append(item.event_id)
+        put_off_looks(tried, untried, lease, clock.now() + LOOKED_FOR_AGAIN, self.fence)
+        return results
 
     @contextmanager
     def _going_on(self) -> Iterator[None]:
@@ -346,9 +357,6 @@ class Courier:
     def _send_batches(self) -> int:
         claimed = 0
         while self.stopped is None:
-            if self._failed >= ILL:
-                self.stopped = f"Lago met errors of its own {self._failed} times in a row"
-                break
             lease = uuid4()
             batch = claim_events(self.source, lease, self.batch_size, clock.now(), self._contract, self.fence)
             if not batch:
@@ -375,10 +383,13 @@ class Courier:
 
     def _known(self, item: ClaimedEvent) -> EventResult | None:
         """What is known of an event before it is sent again; None = Lago does not have it, so send it."""
-        if self._in_vain < LOOKS_IN_VAIN:
+        is_asked = self._in_vain < LOOKS_IN_VAIN
+        if is_asked:
             with self._going_on():
                 return self._read_back(item) or self._blamed(item)
-        return self._again(item, "not read back", f"Lago cannot be asked for it: {self.trouble}")
+        result = self._again(item, "not read back", f"Lago cannot be asked for it: {self.trouble}")
+        # What Lago was not asked about comes before that.
+        return replace(result, wait=LOOKED_FOR_AGAIN) if is_asked else result
 
     def _is_tried_alone(self, item: ClaimedEvent) -> bool:
         """Whether an event may be why its batches fail, and those must not be taken apart and sent again."""
@@ -405,6 +416,9 @@ class Courier:
     def _send(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
         """Send one batch and understand the answer."""
         self._keep_pace(len(batch))
+        if self._failed >= ILL:
+            self.stopped = f"Lago gave no clear answer {self._failed} times in a row"
+            return [self._again(item, "not sent", self.stopped) for item in batch]
         if clock.now() >= min(item.lease_until for item in batch):
             # Another worker may have claimed and sent it by now.
             return [self._again(item, "not sent", "too much time has passed") for item in batch]
@@ -413,7 +427,7 @@ class Courier:
         match outcome:
             case Accepted(lago_ids=lago_ids):
                 self._gave_ids = self._gave_ids or None not in lago_ids.values()
-                self._failed = self._failed_alone = 0
+                self._is_well()
                 self._taken_at, self._took_any = clock.now(), True
                 return [
                     EventResult(
@@ -425,28 +439,35 @@ class Courier:
                     for item in batch
                 ]
             case Rejected() if len(batch) > 1 and not outcome.errors:
+                self._is_well()
                 # Too many for this Lago, or refused without naming an event: halves tell which it is.
                 if outcome.too_large:
                     self.batch_size = max(len(batch) // 2, 1)
-                return self._send_halves(batch)
+                return self._send_halves(batch, sent_at=None)
             case Rejected():
+                self._is_well()
                 return [self._refused(item, outcome, index) for index, item in enumerate(batch)]
             case Unknown(nothing_sent=False):
                 return self._put_back_or_take_apart(batch, outcome)
             case _:
                 return self._put_back(batch, outcome)
 
-    def _send_halves(self, batch: Sequence[ClaimedEvent]) -> list[EventResult]:
-        """Send the two halves of a batch by themselves, unless delivery stops in between."""
+    def _is_well(self) -> None:
+        """Lago gave a clear answer."""
+        self._failed = self._failed_alone = 0
+
+    def _send_halves(self, batch: Sequence[ClaimedEvent], sent_at: datetime | None) -> list[EventResult]:
+        """Send the two halves of a batch, which was sent whole then, unless delivery stops in between."""
         middle = len(batch) // 2
         results = self._send(batch[:middle])
         if self.stopped is not None:
-            # They may have been sent with the first half before.
-            return results + [
-                replace(self._again(item, "not sent", self.stopped), sent_at=clock.now())
-                for item in batch[middle:]
-            ]
-        return results + self._send(batch[middle:])
+            results += [self._again(item, "not sent", self.stopped) for item in batch[middle:]]
+        else:
+            results += self._send(batch[middle:])
+        return [
+            replace(result, sent_at=sent_at) if result.answer["outcome"] == "not sent" else result
+            for result in results
+        ]
 
     def _put_back_or_take_apart(self, batch: Sequence[ClaimedEvent], outcome: Unknown) -> list[EventResult]:
         """Find the event that Lago cannot digest, so that it does not hold back its neighbours.
@@ -454,26 +475,29 @@ class Courier:
         Where a batch failed often enough, each half is sent by itself, down to single events. Where no single
         one gets through, it is Lago that is ill: then all are tried again later.
         """
-        is_server_error = (outcome.status or 0) >= 500
         is_alone = len(batch) == 1
-        self._failed += is_server_error
-        self._failed_alone += is_server_error and is_alone
+        is_to_blame = is_alone and (outcome.status or 0) >= 500 and outcome.status not in AWAY
+        self._failed += 1
+        self._failed_alone += is_alone
         has_failed_often = (
             max(_failures(item)["failures"] for item in batch) + 1 >= FAILURES_BEFORE_TAKING_APART
         )
         may_repeat = not self._contract.bills_repeats and self._failed_alone < ILL_ALONE
         if not is_alone and has_failed_often and may_repeat:
-            return self._send_halves(batch)
+            return self._send_halves(batch, sent_at=clock.now())
         results = []
         for item, result in zip(batch, self._put_back(batch, outcome), strict=True):
             failures = _failures(item)
             failures["failures"] += 1
-            if is_server_error and is_alone:
+            if is_to_blame and not self._was_blamed_lately(failures["alone_at"]):
                 # That others got through in between is what sets it apart from a Lago that is ill.
                 failures["alone"] = failures["alone"] + 1 if self._took_since(failures["alone_at"]) else 1
                 failures["alone_at"] = clock.now().isoformat()
             results.append(replace(result, answer={**result.answer, **failures}))
         return results
+
+    def _was_blamed_lately(self, failed_at: str | None) -> bool:
+        return failed_at is not None and clock.now() - datetime.fromisoformat(failed_at) < BLAMED_EVERY
 
     def _took_since(self, failed_at: str | None) -> bool:
         return (
@@ -486,9 +510,7 @@ class Courier:
         """An event that Lago does not hold and could not digest while others got through, or None."""
         if _failures(item)["alone"] < TRIES_ALONE:
             return None
-        return EventResult(
-            item.event_id, "rejected", item.answer or {}, reason="lago_server_error", sent_at=item.sent_at
-        )
+        return EventResult(item.event_id, "rejected", item.answer or {}, reason="lago_server_error")
 
     def _refused(self, item: ClaimedEvent, outcome: Rejected, index: int) -> EventResult:
         """One event of a batch that was refused because of one or more of its events."""
@@ -502,7 +524,12 @@ class Courier:
                 {"outcome": "rejected", "says": error.text, "codes": list(error.codes)},
                 reason="refused_by_lago",
             )
-        found = self._read_back(item)
+        found = None
+        before = self._in_vain
+        with self._going_on():
+            found = self._read_back(item)
+        if self._in_vain > before:
+            return self._again(item, "not read back", f"Lago cannot be asked for it: {self.trouble}")
         if found is not None:
             return found
         answer = {
@@ -546,7 +573,12 @@ class Courier:
             case _:
                 text = type(outcome).__name__
         kind = type(outcome).__name__.lower()
-        return [replace(self._again(item, kind, text, wait_s, status), sent_at=sent_at) for item in batch]
+        # One for all: they stay together.
+        spread = random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
+        return [
+            replace(self._again(item, kind, text, wait_s, status, spread=spread), sent_at=sent_at)
+            for item in batch
+        ]
 
     def _again(
         self,
@@ -555,14 +587,17 @@ class Courier:
         says: str,
         wait_s: float | None = None,
         status: int | None = None,
+        *,
+        spread: float = 1.0,
     ) -> EventResult:
         """Try an event again, later each time, spread out, and never before Lago asked for it."""
-        backoff = min(FIRST_BACKOFF * 2 ** min(item.attempts - 1, 20), LONGEST_BACKOFF)
-        wait = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
+        wait = min(FIRST_BACKOFF * 2 ** min(item.attempts - 1, 20), LONGEST_BACKOFF) * spread
+        if outcome == "ratelimited":
+            wait = min(wait, RATE_LIMITED_FOR)
+        elif outcome in {"not sent", "not read back"}:
+            wait = min(wait, LONGEST_REST)
         if wait_s is not None:
             wait = max(wait, timedelta(seconds=wait_s))
-        if outcome == "not sent":
-            wait = min(wait, LONGEST_REST)
         answer = {"outcome": outcome, "says": says, "status": status, **_failures(item)}
         return EventResult(item.event_id, "queued", answer, wait=wait)
 

@@ -323,6 +323,30 @@ def record_results(
         return len(sessions)
 
 
+def put_off_looks(
+    tried: Sequence[int], untried: Sequence[int], lease: UUID, again_at: datetime, fence: Fence | None
+) -> None:
+    """Give back events that were claimed to be looked for, and that Lago said nothing about.
+
+    Args:
+        tried: of these it was asked in vain: they come after the others, and not before ``again_at``.
+        untried: it was not asked about these.
+        lease: under which they were claimed.
+        again_at: when.
+        fence: the run.
+    """
+    if not tried and not untried:
+        return
+    with fenced_transaction("put off looks", fence) as cursor:
+        cursor.execute(
+            "UPDATE usage_event SET lease = NULL, lease_until = NULL,"
+            " next_attempt_at = CASE WHEN id = ANY(%(tried)s::bigint[]) THEN %(again_at)s"
+            " ELSE next_attempt_at END"
+            " WHERE id = ANY(%(ids)s::bigint[]) AND lease = %(lease)s",
+            {"tried": list(tried), "ids": [*tried, *untried], "lease": lease, "again_at": again_at},
+        )
+
+
 def give_up_events(
     event_ids: Sequence[int],
     *,
@@ -549,7 +573,7 @@ UPDATE usage_event e SET lease = %(lease)s, lease_until = %(until)s
 WHERE e.id = ANY(ARRAY(
     SELECT e.id FROM usage_event e
     WHERE {_UNSETTLED} AND {_NOT_OPEN} AND {_CUSTOMER_FRESH}
-    ORDER BY e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
+    ORDER BY e.next_attempt_at, e.id LIMIT %(limit)s FOR UPDATE OF e SKIP LOCKED
 ))
 RETURNING {_RETURNING}
 """
