@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE = [
     "billing/rules.py",
     "billing/events.py",
+    "billing/failures.py",
     "mappings/resolve.py",
     "lago/contract.py",
     "charging/clocks.py",

@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -57,6 +57,7 @@ from ocpp_billing.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from ocpp_billing.database import Fence
     from ocpp_billing.lago.client import LagoClient
@@ -66,14 +67,6 @@ log = get_logger(__name__)
 
 # An id that Lago calls taken and does not show is looked for so long, then a person has to look.
 SETTLE_UNSEEN = timedelta(minutes=2)
-# A batch that met no clear answer so often is taken apart.
-FAILURES_BEFORE_TAKING_APART = 3
-# An event is to blame for a server error when so many tries in a row, by itself, meet one, too, and Lago took
-# other events between any two of them.
-TRIES_ALONE = 5
-# ... no sooner than so long after one another, and not for what proxies say of a Lago that is away.
-BLAMED_EVERY = timedelta(minutes=15)
-AWAY = (502, 503, 504)
 # Lago is ill when so many events in a row get no clear answer by themselves: no more batches are taken apart.
 ILL_ALONE = 3
 # ... and when so many requests in a row do: nothing more is sent in this run.
@@ -334,7 +327,7 @@ class Courier:
             "outcome": "not shown yet",
             "says": "Lago may have it and not show it yet: unless it does, it is sent again "
             f"{minutes} minutes after it was sent",
-            **_failures(item),
+            **item.failures.as_answer(),
         }
         return EventResult(item.event_id, "queued", answer, wait=wait, sent_at=sent_at, is_news=False)
 
@@ -393,7 +386,7 @@ class Courier:
 
     def _is_tried_alone(self, item: ClaimedEvent) -> bool:
         """Whether an event may be why its batches fail, and those must not be taken apart and sent again."""
-        return self._contract.bills_repeats and _failures(item)["failures"] >= FAILURES_BEFORE_TAKING_APART
+        return self._contract.bills_repeats and item.failures.is_suspect
 
     def _send_apart(self, items: Sequence[ClaimedEvent]) -> list[EventResult]:
         """Send each event by itself, until Lago seems ill: then it is given a rest.
@@ -476,39 +469,26 @@ class Courier:
         one gets through, it is Lago that is ill: then all are tried again later.
         """
         is_alone = len(batch) == 1
-        is_to_blame = is_alone and (outcome.status or 0) >= 500 and outcome.status not in AWAY
+        now = clock.now()
         self._failed += 1
         self._failed_alone += is_alone
-        has_failed_often = (
-            max(_failures(item)["failures"] for item in batch) + 1 >= FAILURES_BEFORE_TAKING_APART
-        )
+        failures = [
+            item.failures.once_more(
+                status=outcome.status, is_alone=is_alone, now=now, taken_at=self._taken_at
+            )
+            for item in batch
+        ]
         may_repeat = not self._contract.bills_repeats and self._failed_alone < ILL_ALONE
-        if not is_alone and has_failed_often and may_repeat:
-            return self._send_halves(batch, sent_at=clock.now())
-        results = []
-        for item, result in zip(batch, self._put_back(batch, outcome), strict=True):
-            failures = _failures(item)
-            failures["failures"] += 1
-            if is_to_blame and not self._was_blamed_lately(failures["alone_at"]):
-                # That others got through in between is what sets it apart from a Lago that is ill.
-                failures["alone"] = failures["alone"] + 1 if self._took_since(failures["alone_at"]) else 1
-                failures["alone_at"] = clock.now().isoformat()
-            results.append(replace(result, answer={**result.answer, **failures}))
-        return results
-
-    def _was_blamed_lately(self, failed_at: str | None) -> bool:
-        return failed_at is not None and clock.now() - datetime.fromisoformat(failed_at) < BLAMED_EVERY
-
-    def _took_since(self, failed_at: str | None) -> bool:
-        return (
-            failed_at is not None
-            and self._taken_at is not None
-            and self._taken_at >= datetime.fromisoformat(failed_at)
-        )
+        if not is_alone and may_repeat and any(each.is_suspect for each in failures):
+            return self._send_halves(batch, sent_at=now)
+        return [
+            replace(result, answer={**result.answer, **each.as_answer()})
+            for result, each in zip(self._put_back(batch, outcome), failures, strict=True)
+        ]
 
     def _blamed(self, item: ClaimedEvent) -> EventResult | None:
         """An event that Lago does not hold and could not digest while others got through, or None."""
-        if _failures(item)["alone"] < TRIES_ALONE:
+        if not item.failures.is_to_blame:
             return None
         return EventResult(item.event_id, "rejected", item.answer or {}, reason="lago_server_error")
 
@@ -598,7 +578,7 @@ class Courier:
             wait = min(wait, LONGEST_REST)
         if wait_s is not None:
             wait = max(wait, timedelta(seconds=wait_s))
-        answer = {"outcome": outcome, "says": says, "status": status, **_failures(item)}
+        answer = {"outcome": outcome, "says": says, "status": status, **item.failures.as_answer()}
         return EventResult(item.event_id, "queued", answer, wait=wait)
 
     # -- pace and book-keeping -------------------------------------------------------------------------
@@ -629,17 +609,3 @@ class Courier:
             self.counts.rejected += tally.get("rejected", 0)
             self.counts.held += tally.get("held", 0)
             self.counts.unknown += tally.get("queued", 0)
-
-
-def _failures(item: ClaimedEvent) -> dict[str, Any]:
-    """How often an event was sent without a clear answer, and what it met by itself.
-
-    ``failures``: of any kind. ``alone``: errors of the server in a row that it met by itself, with others
-    taken between any two of them; ``alone_at``: when it did last, in ISO 8601.
-    """
-    before = item.answer or {}
-    return {
-        "failures": before.get("failures", 0),
-        "alone": before.get("alone", 0),
-        "alone_at": before.get("alone_at"),
-    }

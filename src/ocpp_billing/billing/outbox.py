@@ -15,6 +15,7 @@ from django.db import connection
 
 from ocpp_billing import clock
 from ocpp_billing.billing.balance import STATE_RANK_SQL
+from ocpp_billing.billing.failures import Failures
 from ocpp_billing.billing.models import DeliveryControl
 from ocpp_billing.charging.asking import ask_again
 from ocpp_billing.database import Fence, fenced_transaction
@@ -67,6 +68,11 @@ class ClaimedEvent:
     sent_at: datetime | None
     alone: bool
     answer: Mapping[str, Any] | None
+
+    @property
+    def failures(self) -> Failures:
+        """What it has met so far."""
+        return Failures.of(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
