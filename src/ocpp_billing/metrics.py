@@ -185,10 +185,14 @@ def _waiting(source: str, now: datetime) -> Iterator[GaugeMetricFamily]:
     )
     yield _gauge(
         "uncounted_events",
-        "Usage events that Lago took more than a day ago and does not count.",
+        "Usage events that Lago took more than a day ago and that cannot be confirmed.",
         value=uncounted.events,
     )
-    yield _gauge("uncounted_energy_wh", "Energy of them.", value=uncounted.energy_wh)
+    yield _gauge(
+        "uncounted_energy_wh",
+        "What Lago counts too little or too much of what it was sent; where it shows no count, all of it.",
+        value=uncounted.at_stake_wh,
+    )
 
 
 def _last_run(source: str) -> Iterator[GaugeMetricFamily]:

@@ -452,5 +452,5 @@ def test_it_is_readable_without_json(live, monkeypatch, capsys):
     assert out[-1] == "All three agree."
     line = next(line.split() for line in out if line.startswith("sub-alice"))
     assert line == ["sub-alice", "1", "12.345", "1", "confirmed", "12.345", "1", "12.345", "12.345", "kWh"]
-    assert main(["reconcile", "--from", "2026-03-02", "--to", "2026-03-01"]) == 1
+    assert main(["reconcile", "--from", "2026-03-02", "--to", "2026-03-01"]) == 2
     assert "--to must be after --from." in capsys.readouterr().err

@@ -69,7 +69,7 @@ def never_counted(world, fault):
             lost_job,
             (
                 "Lago counts 10.000 kWh of ev_charging_kwh for sub-alice from 2026-02-25 to 2026-03-24, and "
-                "was sent 20.000 kWh by us and nothing by others."
+                "was sent 20.000 kWh by us and nothing by others: 10.000 kWh are missing."
             ),
         ),
         (
@@ -90,12 +90,12 @@ def test_it_is_told_after_a_day_and_over_once_lago_counts_it(live, doctor, fault
     live.clock.advance(hours=2)
     live.sync()
     found = alert(live)
-    told = "Lago accepted 1 usage event with 10.000 kWh over a day ago and does not count it."
+    told = "Lago accepted 1 usage event over a day ago, not confirmed yet: 10.000 kWh are at stake."
     assert found.says == f"{told} {says}"
     assert ("ocpp-billing reconcile" in found.do, found.size) == (True, 1)
     assert doctor()["not_confirmed"]["says"] == found.says
     (line,) = read_uncounted("main").subscriptions
-    assert (line.customer, line.subscription, line.energy_wh) == ("alice", "sub-alice", 10_000)
+    assert (line.customer, line.subscription, line.at_stake_wh) == ("alice", "sub-alice", 10_000)
     assert count_waiting("main") == 1
     told = figures(live)
     assert float(told["ocpp_billing_accepted_oldest_age_seconds"]) > 86_400
@@ -121,6 +121,9 @@ def test_that_it_goes_on_is_written_once_and_what_changes_is_told(live):
     assert UsageEvent.objects.get().uncounted_since == first.uncounted_since
     live.lago.books.catalogue.metrics.clear()
     live.clock.advance(hours=1)
+    live.sync()
+    assert UsageEvent.objects.get().uncounted_says == first.uncounted_says
+    live.clock.advance(days=1)
     live.sync()
     again = UsageEvent.objects.get()
     assert again.uncounted_says == "Lago has no metric ev_charging_kwh any more"
@@ -156,6 +159,63 @@ def test_what_was_told_says_nothing_about_a_later_acceptance(live):
     live.sync()
     UsageEvent.objects.update(accepted_at=live.clock.now() + timedelta(minutes=1))
     assert alert(live) is None
+
+
+def in_conflict(world):
+    """A session whose event Lago has, and counts, and which is held here as one in conflict."""
+    session = world.session("TAG-ALICE")
+    world.sync()
+    UsageEvent.objects.update(state="held", reason="conflict_in_lago")
+    return session
+
+
+def two_more(world):
+    """Two sessions whose events Lago took an hour ago."""
+    later = {"start": timedelta(minutes=40), "stop": timedelta(minutes=20)}
+    sessions = [world.session("TAG-ALICE", **later), world.session("TAG-ALICE", "CP-2", **later)]
+    world.sync(confirm_settle_seconds=3600)
+    return sessions
+
+
+def test_an_event_of_ours_that_is_held_explains_what_lago_counts(live):
+    in_conflict(live)
+    sessions = two_more(live)
+    live.clock.advance(hours=2)
+    live.sync()
+    assert [live.state_of(each) for each in sessions] == [("confirmed", None)] * 2
+
+
+def test_where_lago_counts_too_much_nobody_is_told_to_invoice(live):
+    in_conflict(live)
+    two_more(live)
+    held = UsageEvent.objects.get(state="held").transaction_id
+    UsageEvent.objects.filter(state="accepted").update(
+        energy_wh=9_000
+    )  # as if Lago counted 1 kWh more of each
+    live.clock.advance(days=1, hours=1)
+    live.sync()
+    found = alert(live)
+    assert "2 usage events over a day ago, not confirmed yet: 12.000 kWh are at stake" in found.says
+    assert "Lago counts 30.000 kWh" in found.says
+    assert "12.000 kWh are too many; besides, it lists 10.000 kWh of ours" in found.says
+    assert f"{held} (10.000 kWh, held as conflict_in_lago)" in found.says
+    assert "Invoice nothing by hand" in found.do
+    assert "invoice there by hand" not in found.do
+    assert read_uncounted("main").surplus_wh == 12_000
+
+
+def test_what_is_missing_is_told_and_not_the_energy_of_all_events_of_the_period(live):
+    sessions = two_more(live)
+    UsageEvent.objects.filter(session__steve_id=sessions[0]).update(
+        energy_wh=10_300
+    )  # as if Lago counted less
+    live.clock.advance(days=1, hours=1)
+    live.sync()
+    assert [live.state_of(each) for each in sessions] == [("accepted", None)] * 2
+    found = read_uncounted("main")
+    assert (found.events, found.missing_wh, found.at_stake_wh) == (2, 300, 300)
+    assert "and only that" in alert(live).do
+    assert "write a credit note" not in alert(live).do
 
 
 @pytest.fixture

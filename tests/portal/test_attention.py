@@ -79,7 +79,7 @@ def test_what_lago_took_and_does_not_count_waits_too(operator, now):
     page = text_of(operator.get("/attention"))
     assert "2 sessions wait for a person" in page
     assert "<strong>8.500 kWh</strong> at stake" in page
-    assert "Lago took it and does not count it" in page
+    assert "Lago took it, and it cannot be confirmed" in page
     assert page.index("Lago counts 0.000 kWh") < page.index("Lago has no metric")
     assert 'href="/billing-events?state=accepted&amp;subscription=sub-alice"' in page
     assert "Nothing waits for you" not in page

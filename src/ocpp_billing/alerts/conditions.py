@@ -42,7 +42,7 @@ TITLES = {
     "sessions_waiting": "Sessions wait for a person",
     "events_rejected": "Lago rejected usage events",
     "not_delivered": "Usage events do not get through to Lago",
-    "not_confirmed": "Lago took usage events and does not count them",
+    "not_confirmed": "What Lago took cannot be confirmed",
     "events_turned_up": "Usage events that were given up are in Lago",
     "balance_unexplained": "The balance does not add up",
     "disk_low": "The disk of the database is nearly full",
@@ -58,10 +58,22 @@ RUNS = 2000
 TURNED_UP_FOR = timedelta(days=31)
 # An event that was first tried longer ago than that will hardly get through by itself.
 DELIVERED_WITHIN = timedelta(days=1)
-UNCOUNTED_DO = (
-    "Compare: ocpp-billing reconcile. Then look in Lago at the subscription, at its plan's charge of the "
-    "metric and its filters, and at the metric's field. They are confirmed by themselves once Lago counts "
-    "them; what it never will has to be invoiced there by hand."
+UNCOUNTED_DO = "Compare: ocpp-billing reconcile."
+# Never more than what is missing: all other events of the period are counted.
+MISSING_DO = (
+    "Where Lago counts too little: look there at the subscription, at its plan's charge of the metric and "
+    "its filters, and at the metric's field. They are confirmed by themselves once Lago counts what it was "
+    "sent. If it never will, invoice there by hand what is missing, and only that."
+)
+SURPLUS_DO = (
+    "Where Lago counts more than it was sent: look there for what else it counts, such as an event in "
+    "conflict, one that was given up and arrived after all, or one of another sender. Invoice nothing by "
+    "hand; once an invoice counts too much, write a credit note over the difference."
+)
+UNKNOWN_DO = (
+    "Where Lago shows no count: look there at the subscription, its plan's charge and the metric. They are "
+    "confirmed by themselves once Lago counts them. Before you invoice any of it by hand, see that no "
+    "invoice has it."
 )
 WAITING_DOES_NOT_CURE = {
     "steve.Unauthorised": "steve_unauthorised",
@@ -178,7 +190,7 @@ def judge_balance(proof: BalanceProof | None) -> Condition | None:
 
 
 def judge_uncounted(uncounted: UncountedInAll) -> Condition | None:
-    """Whether Lago took anything that it does not count."""
+    """Whether Lago took anything that cannot be confirmed."""
     if not uncounted.events:
         return None
     first = uncounted.subscriptions[0]
@@ -186,13 +198,22 @@ def judge_uncounted(uncounted: UncountedInAll) -> Condition | None:
     return Condition(
         "not_confirmed",
         ngettext(
-            "Lago accepted %(n)s usage event with %(kwh)s kWh over a day ago and does not count it.",
-            "Lago accepted %(n)s usage events with %(kwh)s kWh over a day ago and does not count them all.",
+            "Lago accepted %(n)s usage event over a day ago, not confirmed yet: %(kwh)s kWh are at stake.",
+            "Lago accepted %(n)s usage events over a day ago, not confirmed yet: %(kwh)s kWh are at stake.",
             uncounted.events,
         )
-        % {"n": uncounted.events, "kwh": say_kwh(uncounted.energy_wh)}
+        % {"n": uncounted.events, "kwh": say_kwh(uncounted.at_stake_wh)}
         + f" {first.says.rstrip('.?')}{', and so for others' if more else ''}.",
-        UNCOUNTED_DO,
+        " ".join(
+            says
+            for says, wh in (
+                (UNCOUNTED_DO, 1),
+                (MISSING_DO, uncounted.missing_wh),
+                (SURPLUS_DO, uncounted.surplus_wh),
+                (UNKNOWN_DO, uncounted.unknown_wh),
+            )
+            if wh
+        ),
         uncounted.sessions,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -20,7 +20,7 @@ from ocpp_billing import clock
 from ocpp_billing.billing.late import InvoicedPeriods
 from ocpp_billing.billing.outbox import give_up_events, restate_sessions
 from ocpp_billing.charging.reasons import Reason
-from ocpp_billing.database import Fence, fenced_transaction
+from ocpp_billing.database import Fence, fenced_transaction, read_rows
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.delivery import SHOWN_WITHIN
 from ocpp_billing.lago.directory import LagoDirectory
@@ -52,6 +52,10 @@ NOT_CHARGED = (
 )
 # What Lago took and does not count for so long, somebody has to look after: most delays are over by then.
 UNCOUNTED_AFTER = timedelta(days=1)
+# What was told is told anew so often, when it has changed.
+TOLD_AGAIN_AFTER = timedelta(days=1)
+# So many events are named in a sentence.
+NAMED_BESIDES = 3
 # Many subscriptions have few events each: so many are written down together.
 CONFIRMED_AT_ONCE = 1_000
 # A subscription may have very many: so many are held in memory at a time.
@@ -88,13 +92,18 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """One unconfirmed event; ``told`` is why it is, as far as that was told before."""
+    """One unconfirmed event; ``told`` is why it is, ``told_at`` when, as far as that was told before.
+
+    ``told_wh`` is what was missing then, see :class:`_Counted`.
+    """
 
     event_id: int
     session_id: int
     event: UsageEvent
     accepted_at: datetime
     told: str | None
+    told_at: datetime | None
+    told_wh: int | None
 
 
 class _Conflict(NamedTuple):
@@ -166,7 +175,7 @@ def _confirm_group(
         )
     }
     equal, lost, differing = _sort_out(accepted, held, clock.now() - max(settle * 10, LOST_AFTER))
-    uncounted = "Lago does not show it yet"
+    uncounted, missing_wh = "Lago does not show it yet", None
     conflicts = [_Conflict(item, says) for item, says in differing]
     if conflicts:
         _hold(conflicts, fence)
@@ -182,13 +191,15 @@ def _confirm_group(
         equal = charged
     elif equal:
         counted = _split_by_count(source, group, client, directory, metric, periods, equal)
-        equal, uncounted = counted.items, counted.says
+        equal, uncounted, missing_wh = counted.items, counted.says, counted.missing_wh
         if counted.too_late:
             _give_up(counted.too_late, fence)
             counts.given_up += len(counted.too_late)
-            accepted = [item for item in accepted if item not in counted.too_late]
+            late = {item.event_id for item in counted.too_late}
+            accepted = [item for item in accepted if item.event_id not in late]
     settled = {item.event_id for item in [*equal, *lost, *(conflict.item for conflict in conflicts)]}
-    _tell_uncounted([item for item in accepted if item.event_id not in settled], uncounted, fence)
+    open_yet = [item for item in accepted if item.event_id not in settled]
+    _tell_uncounted(open_yet, uncounted, missing_wh, fence)
     counts.open += len(accepted) - len(equal) - len(conflicts)
     return equal
 
@@ -196,7 +207,7 @@ def _confirm_group(
 def _leave_open(source: str, group: _Group, settle: timedelta, says: str, fence: Fence | None) -> int:
     """Nothing can be said about these events, but why; returns how many they are."""
     accepted = _read_accepted(source, group, clock.now() - settle)
-    _tell_uncounted(accepted, says, fence)
+    _tell_uncounted(accepted, says, None, fence)
     return len(accepted)
 
 
@@ -274,11 +285,15 @@ def charged_twice(fees: Sequence[Fee]) -> str | None:
 
 
 class _Counted(NamedTuple):
-    """Which events Lago counts, and which it never will; what is in neither is not certain yet, and why."""
+    """Which events Lago counts, and which it never will; what is in neither is not certain yet, and why.
+
+    ``missing_wh`` is what Lago counts too little in the whole period, below 0 too much; None = not known.
+    """
 
     items: list[_Accepted]
     too_late: list[_Accepted]
     says: str
+    missing_wh: int | None = None
 
 
 def _split_by_count(
@@ -316,21 +331,43 @@ def _split_by_count(
         return _Counted(items, [], "")
     says = say_difference(group.subscription, directory.metric_code, usage, compared)
     is_past = usage.lago_invoice_id is not None
+    missing_wh = compared.missing_wh
     if compared.events is None or not is_past or metric.recurring:
-        return _Counted([], [], says)
+        return _Counted([], [], says, missing_wh)
     if not periods.is_final(usage):
-        return _Counted([], [], f"{says}; its invoice is not final yet")
+        return _Counted([], [], f"{says}; its invoice is not final yet", missing_wh)
     wanted = {item.event.transaction_id for item in items}
     in_invoice = counted_by_invoice(
         compared.events, wanted, compared.counted_kwh, directory.field_name, metric
     )
     if in_invoice is None:
-        return _Counted([], [], f"{says}; which of them its final invoice counts cannot be told")
+        says = f"{says}; which of them its final invoice counts cannot be told"
+        return _Counted([], [], says, missing_wh)
     return _Counted(
         [item for item in items if item.event.transaction_id in in_invoice],
         [item for item in items if item.event.transaction_id not in in_invoice],
         says,
     )
+
+
+class OwnEvent(NamedTuple):
+    """An event of ours that Lago lists, though the ledger does not say that Lago took it as it was sent.
+
+    One in conflict, say, or one that was given up and arrived after all. ``state`` and ``reason`` are the
+    ledger's, None where it does not know the event; ``kwh`` is what Lago has.
+    """
+
+    transaction_id: str
+    kwh: Decimal
+    state: str | None
+    reason: str | None
+    given_up: bool
+
+    def __str__(self) -> str:
+        """Its name, and how it stands in the ledger."""
+        state = "given up" if self.given_up else self.state
+        how = " as ".join(filter(None, (state, self.reason))) or "not in the ledger"
+        return f"{self.transaction_id} ({_say_decimal(self.kwh)} kWh, {how})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,24 +379,47 @@ class Comparison:
         ours_wh: events of this source that Lago took, corrections included.
         others_kwh: what others sent; None = not asked for, because ours alone explain the count.
         agrees: the count is explained.
+        missing_wh: what Lago counts less than it was sent by us and others; below 0 where it counts more.
         events: what Lago holds of the period, whoever sent it; None = not asked for either.
+        besides: events of ours that Lago lists and that are not in ``ours_wh``.
     """
 
     counted_kwh: Decimal
     ours_wh: int
     others_kwh: Decimal | None
     agrees: bool
+    missing_wh: int = 0
     events: tuple[Event, ...] | None = None
+    besides: tuple[OwnEvent, ...] = ()
+
+    @property
+    def besides_kwh(self) -> Decimal:
+        """Energy of the events ``besides``."""
+        return sum((event.kwh for event in self.besides), Decimal(0))
 
 
 def say_difference(subscription: str, metric_code: str, usage: Usage, compared: Comparison) -> str:
-    """What Lago counts in a period, what it was sent by us, and what by others. Pure."""
+    """What Lago counts in a period, what it was sent by us, and what by others; what is missing. Pure."""
     others = compared.others_kwh
     by_others = f"{_say_decimal(others)} kWh by others" if others else "nothing by others"
+    how = "missing" if compared.missing_wh > 0 else "too many"
     return (
         f"Lago counts {_say_decimal(compared.counted_kwh)} kWh of {metric_code} for {subscription} from "
         f"{usage.from_datetime:%Y-%m-%d} to {usage.to_datetime:%Y-%m-%d}, and was sent "
-        f"{say_kwh(compared.ours_wh)} kWh by us and {by_others}"
+        f"{say_kwh(compared.ours_wh)} kWh by us and {by_others}: {say_kwh(abs(compared.missing_wh))} kWh are "
+        f"{how}{say_besides(compared)}"
+    )
+
+
+def say_besides(compared: Comparison) -> str:
+    """What Lago lists of ours besides what it took as it was sent; empty where there is nothing. Pure."""
+    if not compared.besides:
+        return ""
+    named = ", ".join(map(str, compared.besides[:NAMED_BESIDES]))
+    more = len(compared.besides) - NAMED_BESIDES
+    return (
+        f"; besides, it lists {_say_decimal(compared.besides_kwh)} kWh of ours that are not settled here: "
+        f"{named}{f' and {more} more' if more > 0 else ''}"
     )
 
 
@@ -402,8 +462,15 @@ def compare_usage(
         )
     )
     others = _others_kwh(source, events, directory.field_name)
-    agrees = counted == rounded(max(Decimal(ours_wh) / 1000 + others, Decimal(0)), metric)
-    return Comparison(counted, ours_wh, others, agrees, events)
+    sent = Decimal(ours_wh) / 1000 + others
+    besides = _besides(source, subscription, directory, events)
+    # What Lago lists it counts; but not in an invoice that was cut before it came.
+    in_all = sent + sum((event.kwh for event in besides), Decimal(0))
+    in_time = sent + sum((event.kwh for event in besides if not event.given_up), Decimal(0))
+    explained = {rounded(max(kwh, Decimal(0)), metric) for kwh in (sent, in_all, in_time)}
+    missing = (rounded(max(sent, Decimal(0)), metric) - counted) * 1000
+    missing_wh = int(missing.to_integral_value(ROUND_UP))
+    return Comparison(counted, ours_wh, others, counted in explained, missing_wh, events, besides)
 
 
 def counted_by_invoice(
@@ -481,6 +548,28 @@ def _others_kwh(source: str, events: Sequence[Event], field: str | None) -> Deci
     )
 
 
+def _besides(
+    source: str, subscription: str, directory: LagoDirectory, events: Sequence[Event]
+) -> tuple[OwnEvent, ...]:
+    """Events of ours among these that the ledger does not take for sent to this subscription and taken."""
+    prefix = f"steve:{source}:"
+    ours = {event.transaction_id: event for event in events if event.transaction_id.startswith(prefix)}
+    known = {
+        name: (state, reason, given_up, is_sent)
+        for name, state, reason, given_up, is_sent in read_rows(
+            _OURS,
+            {"names": list(ours), "subscription": subscription, "metric_code": directory.metric_code},
+        )
+    }
+    found = []
+    for name, event in ours.items():
+        state, reason, given_up, is_sent = known.get(name, (None, None, False, False))
+        if not is_sent:
+            kwh = quantity_of(event, directory.field_name)
+            found.append(OwnEvent(name, kwh, state, reason, given_up))
+    return tuple(found)
+
+
 def quantity_of(event: Event, field: str | None) -> Decimal:
     """What Lago sums of an event, by the metric's field; 0 where it is no number that it understands."""
     value = (event.properties or {}).get(field or "")
@@ -529,9 +618,9 @@ def _read_accepted(source: str, group: _Group, settled: datetime) -> list[_Accep
                 session_id,
                 UsageEvent.from_payload(payload, field_name),
                 accepted_at,
-                told,
+                *told,
             )
-            for event_id, session_id, payload, field_name, accepted_at, told in cursor.fetchall()
+            for event_id, session_id, payload, field_name, accepted_at, *told in cursor.fetchall()
         ]
 
 
@@ -564,19 +653,34 @@ def _confirm(items: Sequence[_Accepted], counts: ConfirmCounts, fence: Fence | N
         restate_sessions(cursor, sorted({item.session_id for item in items}))
 
 
-def _tell_uncounted(items: Sequence[_Accepted], says: str, fence: Fence | None) -> None:
-    """Write down why events are not confirmed that were accepted long ago; once, unless that changes.
+def _tell_uncounted(
+    items: Sequence[_Accepted], says: str, missing_wh: int | None, fence: Fence | None
+) -> None:
+    """Write down why events are not confirmed that were accepted long ago.
 
-    Alerts, the portal and the doctor read it; it counts for the acceptance that it was written after.
+    Once; and again at once when Lago counts too much instead of too little, or the other way round, else
+    once a day, because the words contain sums that change with every event of a subscription that has very
+    many. Alerts, the portal and the doctor read it; it counts for the acceptance that it was written after.
     """
     now = clock.now()
-    untold = [
-        item.event_id for item in items if item.accepted_at < now - UNCOUNTED_AFTER and item.told != says
-    ]
-    if not untold:
+
+    def is_due(item: _Accepted) -> bool:
+        if item.told is None or item.told_at is None:
+            return True
+        if _sign(item.told_wh) != _sign(missing_wh):
+            return True
+        return item.told_at <= now - TOLD_AGAIN_AFTER and (item.told, item.told_wh) != (says, missing_wh)
+
+    due = [item.event_id for item in items if item.accepted_at < now - UNCOUNTED_AFTER and is_due(item)]
+    if not due:
         return
     with fenced_transaction("uncounted", fence) as cursor:
-        cursor.execute(_TELL_UNCOUNTED, {"ids": untold, "says": says, "now": now})
+        told = {"ids": due, "says": says, "missing_wh": missing_wh, "now": now}
+        cursor.execute(_TELL_UNCOUNTED, told)
+
+
+def _sign(missing_wh: int | None) -> bool | None:
+    return None if missing_wh is None else missing_wh > 0
 
 
 def _send_again(items: Sequence[_Accepted], fence: Fence | None) -> None:
@@ -641,7 +745,7 @@ GROUP BY 1, 2, 3, 4, 5, part ORDER BY 3, 6
 
 _ACCEPTED = """
 SELECT id, session_id, payload, field_name, accepted_at,
-    CASE WHEN uncounted_since >= accepted_at THEN uncounted_says END
+    CASE WHEN uncounted_since >= accepted_at THEN uncounted_says END, uncounted_told_at, uncounted_wh
 FROM usage_event
 WHERE source_id = %(source)s AND state = 'accepted' AND accepted_at <= %(settled)s
   AND external_subscription_id = %(subscription)s AND timestamp BETWEEN %(earliest)s AND %(latest)s
@@ -651,7 +755,7 @@ ORDER BY id
 """
 
 _TELL_UNCOUNTED = """
-UPDATE usage_event SET uncounted_says = %(says)s,
+UPDATE usage_event SET uncounted_says = %(says)s, uncounted_wh = %(missing_wh)s, uncounted_told_at = %(now)s,
     uncounted_since = CASE WHEN uncounted_since >= accepted_at THEN uncounted_since ELSE %(now)s END
 WHERE id = ANY(%(ids)s::bigint[]) AND state = 'accepted'
 """
@@ -661,4 +765,11 @@ SELECT coalesce(sum(energy_wh), 0) FROM usage_event
 WHERE source_id = %(source)s AND external_subscription_id = %(subscription)s
   AND metric_code = %(metric_code)s AND state IN ('accepted', 'confirmed')
   AND timestamp BETWEEN %(from)s AND %(to)s
+"""
+
+_OURS = """
+SELECT transaction_id, state, reason, given_up_at IS NOT NULL,
+    state IN ('accepted', 'confirmed') AND external_subscription_id = %(subscription)s
+        AND metric_code = %(metric_code)s
+FROM usage_event WHERE transaction_id = ANY(%(names)s::text[])
 """

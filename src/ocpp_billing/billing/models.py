@@ -181,6 +181,10 @@ class UsageEvent(models.Model):
     # about an acceptance that came later.
     uncounted_since = models.DateTimeField(null=True)
     uncounted_says = models.TextField(null=True)
+    # When that was last written, and what Lago counts too little in the whole period; below 0 it counts too
+    # much, null = not known.
+    uncounted_told_at = models.DateTimeField(null=True)
+    uncounted_wh = models.BigIntegerField(null=True)
 
     class Meta:
         db_table = "usage_event"

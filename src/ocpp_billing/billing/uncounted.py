@@ -1,4 +1,7 @@
-"""Usage events that Lago took and does not count: what nobody would be billed for, and nobody would miss.
+"""Usage events that Lago took and that cannot be confirmed, because it counts less or more than was sent.
+
+Confirmation is for all events of a period: one that Lago counts too little or too much leaves all of them
+unconfirmed, so what is at stake is the difference, and their own energy only where Lago shows no count.
 
 They stay accepted. Why they are not confirmed is written down by :mod:`billing.confirm`, a day after Lago
 took them, and is over as soon as they are confirmed.
@@ -22,14 +25,18 @@ NAMED = 20
 
 @dataclass(frozen=True, slots=True)
 class Uncounted:
-    """Usage events of one subscription that Lago took and does not count.
+    """Usage events of one subscription that Lago took and that cannot be confirmed.
 
     Attributes:
         customer: Lago's external id.
         name: what the customer is called; the id where that is not known.
         subscription: Lago's external id.
+        energy_wh: of the events.
+        missing_wh: what Lago counts too little of what it was sent.
+        surplus_wh: what it counts too much.
+        unknown_wh: energy of events of periods for which Lago shows no count.
         accepted_at: when Lago took the first of them.
-        says: why the first of them is not confirmed, with what Lago counts.
+        says: why they are not confirmed, with what Lago counts, as it was last told.
     """
 
     customer: str
@@ -38,25 +45,41 @@ class Uncounted:
     events: int
     sessions: int
     energy_wh: int
+    missing_wh: int
+    surplus_wh: int
+    unknown_wh: int
     accepted_at: datetime
     says: str
+
+    @property
+    def at_stake_wh(self) -> int:
+        """What may be billed wrongly."""
+        return self.missing_wh + self.surplus_wh + self.unknown_wh
 
 
 @dataclass(frozen=True, slots=True)
 class UncountedInAll:
-    """All of them; ``subscriptions`` are the :data:`NAMED` with the most energy."""
+    """All of them; ``subscriptions`` are the :data:`NAMED` with the most at stake."""
 
     events: int
     sessions: int
-    energy_wh: int
+    missing_wh: int
+    surplus_wh: int
+    unknown_wh: int
     subscriptions: list[Uncounted]
+
+    @property
+    def at_stake_wh(self) -> int:
+        """What may be billed wrongly."""
+        return self.missing_wh + self.surplus_wh + self.unknown_wh
 
 
 def read_uncounted(source: str) -> UncountedInAll:
-    """What Lago took and does not count, most energy first. Cheap where there is nothing."""
+    """What Lago took and cannot be confirmed, most at stake first. Cheap where there is nothing."""
     rows = read_rows(_UNCOUNTED, {"source": source, "named": NAMED})
-    events, sessions, energy_wh = map(int, rows[0][:3]) if rows else (0, 0, 0)
-    return UncountedInAll(events, sessions, energy_wh, [Uncounted(*row[3:]) for row in rows])
+    events, sessions, missing_wh, surplus_wh, unknown_wh = map(int, rows[0][:5]) if rows else [0] * 5
+    subscriptions = [Uncounted(*row[5:]) for row in rows]
+    return UncountedInAll(events, sessions, missing_wh, surplus_wh, unknown_wh, subscriptions)
 
 
 def is_uncounted(event: UsageEvent) -> bool:
@@ -74,21 +97,37 @@ IS_UNCOUNTED_SQL = (
     "e.state = 'accepted' AND e.uncounted_since IS NOT NULL AND e.uncounted_since >= e.accepted_at"
 )
 
-# A session has one payer, but for one that was moved.
+# A session has one payer, but for one that was moved. The difference is of a whole period: it is taken once,
+# as it was last told.
 _UNCOUNTED = f"""
 WITH uncounted AS (
     SELECT e.* FROM usage_event e WHERE e.source_id = %(source)s AND {IS_UNCOUNTED_SQL}
-), subscription AS (
+), period AS (
     SELECT external_customer_id, external_subscription_id, count(*) AS events,
-        count(DISTINCT session_id) AS sessions, sum(energy_wh)::bigint AS energy_wh,
-        min(accepted_at) AS accepted_at,
-        (array_agg(uncounted_says ORDER BY accepted_at, id))[1] AS says
-    FROM uncounted GROUP BY 1, 2
+        sum(energy_wh)::bigint AS energy_wh, min(accepted_at) AS accepted_at,
+        (array_agg(uncounted_wh ORDER BY uncounted_told_at DESC NULLS LAST, uncounted_wh NULLS LAST))[1]
+            AS missing_wh,
+        (array_agg(uncounted_says ORDER BY uncounted_told_at DESC NULLS LAST, uncounted_wh NULLS LAST, id))[1]
+            AS says
+    FROM uncounted GROUP BY 1, 2, metric_code, lago_subscription_id, period_from
+), subscription AS (
+    SELECT p.external_customer_id, p.external_subscription_id, sum(p.events)::bigint AS events,
+        (SELECT count(DISTINCT u.session_id) FROM uncounted u
+            WHERE u.external_customer_id = p.external_customer_id
+              AND u.external_subscription_id = p.external_subscription_id) AS sessions,
+        sum(p.energy_wh)::bigint AS energy_wh,
+        sum(greatest(coalesce(p.missing_wh, 0), 0))::bigint AS missing_wh,
+        sum(greatest(-coalesce(p.missing_wh, 0), 0))::bigint AS surplus_wh,
+        sum(CASE WHEN p.missing_wh IS NULL THEN abs(p.energy_wh) ELSE 0 END)::bigint AS unknown_wh,
+        min(p.accepted_at) AS accepted_at,
+        (array_agg(p.says ORDER BY p.accepted_at))[1] AS says
+    FROM period p GROUP BY 1, 2
 )
 SELECT (SELECT count(*) FROM uncounted), (SELECT count(DISTINCT session_id) FROM uncounted),
-    (SELECT sum(energy_wh)::bigint FROM uncounted),
+    (SELECT sum(missing_wh)::bigint FROM subscription), (SELECT sum(surplus_wh)::bigint FROM subscription),
+    (SELECT sum(unknown_wh)::bigint FROM subscription),
     s.external_customer_id, coalesce(c.name, s.external_customer_id), s.external_subscription_id, s.events,
-    s.sessions, s.energy_wh, s.accepted_at, s.says
+    s.sessions, s.energy_wh, s.missing_wh, s.surplus_wh, s.unknown_wh, s.accepted_at, s.says
 FROM subscription s LEFT JOIN lago_customer c ON c.external_id = s.external_customer_id
-ORDER BY abs(s.energy_wh) DESC, s.external_subscription_id LIMIT %(named)s
+ORDER BY s.missing_wh + s.surplus_wh + s.unknown_wh DESC, s.external_subscription_id LIMIT %(named)s
 """

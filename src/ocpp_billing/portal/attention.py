@@ -99,7 +99,7 @@ def attention(request: HttpRequest) -> HttpResponse:
             "mark": mark,
             "causes": [_cause(cause, caller(request), samples, switched_off) for cause in shown],
             "sessions": sum(cause.sessions for cause in shown) + inbox.count_uncounted(source),
-            "at_stake_wh": sum(cause.at_stake_wh for cause in shown) + abs(uncounted.energy_wh),
+            "at_stake_wh": sum(cause.at_stake_wh for cause in shown) + uncounted.at_stake_wh,
             "uncounted": uncounted,
             "accepted": wording.STATES["accepted"],
             "alerts": alert_lines(open_alerts(source), "portal:attention"),

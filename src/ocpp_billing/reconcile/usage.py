@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from ocpp_billing import clock
-from ocpp_billing.billing.confirm import LOST_AFTER, Comparison, compare_usage, rounded
+from ocpp_billing.billing.confirm import LOST_AFTER, Comparison, compare_usage, rounded, say_besides
 from ocpp_billing.energy import say_kwh
 from ocpp_billing.lago.errors import AnswerError, Forbidden, NoActiveSubscription, Unauthorised
 from ocpp_billing.reconcile.differences import Difference, Period
@@ -183,16 +183,19 @@ def _periods(
                 line.subscription,
                 what,
                 f"Lago counts {compared.counted_kwh:f} kWh; ours are {say_kwh(compared.ours_wh)} kWh, "
-                f"those of others {others or Decimal(0):f} kWh.",
+                f"those of others {others or Decimal(0):f} kWh{say_besides(compared)}.",
                 "Usage may lag behind by minutes: look again. Else the invoice is not what was sent: see the "
-                "events of this subscription in Lago, and the plan's filters.",
+                "events of this subscription in Lago, and the plan's filters."
+                if compared.missing_wh > 0
+                else "Lago counts more than it was sent: see what else is there for this subscription. "
+                "Invoice nothing by hand; where an invoice counts too much, write a credit note.",
             )
 
 
 def _uncounted_wh(compared: Comparison, events: Sequence[TakenEvent], metric: BillableMetric) -> int:
     """The latest of these events, in Wh, when they explain the count: usage lags behind by minutes."""
     uncounted_wh = 0
-    others = compared.others_kwh or Decimal(0)
+    others = (compared.others_kwh or Decimal(0)) + compared.besides_kwh
     new = [(event.accepted_at, event.energy_wh) for event in events if _is_new(event)]
     for _, energy_wh in sorted(new, reverse=True):
         uncounted_wh += energy_wh

@@ -73,7 +73,7 @@ def test_what_lago_does_not_count_and_what_stops_money_is_seen_on_every_screen(v
     expect(page.get_by_role("link", name="Look at it")).to_be_visible()
     check_every_look(page)
     page = visit("/sync", role=Role.OPERATOR)
-    expect(page.get_by_text("Lago took usage events and does not count them")).to_be_visible()
+    expect(page.get_by_text("What Lago took cannot be confirmed")).to_be_visible()
     check_every_look(page)
 
 
