@@ -93,7 +93,7 @@ def _freshness(source: str, now: datetime) -> Iterator[GaugeMetricFamily]:
     )
     yield _gauge(
         "last_completed_run_age_seconds",
-        "Since a run that read StEvE last ended as completed or partial.",
+        "Since the last run ended that read StEvE, whatever else failed in it.",
         value=_age_s(worker.last_completed, now),
     )
     yield _gauge(

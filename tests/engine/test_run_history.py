@@ -158,10 +158,19 @@ class TestLiveness:
             ended_run("completed", trigger, minutes)
         assert worker_alive("main", NOW).last_completed == NOW - timedelta(minutes=20)
 
+    @pytest.mark.parametrize(("name", "status"), [("discover", "failed"), ("record", "interrupted")])
+    def test_what_fails_over_lago_has_read_steve_all_the_same(self, name, status):
+        ended_run("completed", "schedule", 30)
+        for minutes, error in ((20, None), (10, "StEvE is away")):
+            run = ended_run(status, "schedule", minutes)
+            SyncStep.objects.create(run=run, name=name, started_at=NOW, ended_at=NOW, error=error)
+        SyncStep.objects.create(run=run, name="decide", started_at=NOW, ended_at=NOW)
+        assert worker_alive("main", NOW).last_completed == NOW - timedelta(minutes=20)
+
 
 def ended_run(status, trigger, minutes):
     ended = NOW - timedelta(minutes=minutes)
-    SyncRun.objects.create(
+    return SyncRun.objects.create(
         source_id="main", status=status, trigger=trigger, requested_at=ended, ended_at=ended
     )
 

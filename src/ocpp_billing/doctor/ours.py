@@ -223,9 +223,7 @@ def look_at_worker(config: Config, now: datetime) -> list[Finding]:
             )
         ]
     if worker.last_completed is None:
-        found.append(
-            warning("worker", "never_run", "No run has been completed yet.", "Run: ocpp-billing sync")
-        )
+        found.append(warning("worker", "never_run", "No run has read StEvE yet.", "Run: ocpp-billing sync"))
     else:
         found.append(_last_run(config, worker.last_completed, now))
     return [*found, _delivery(config), *_balance(config), *_of_alerts(config, now)]
@@ -240,8 +238,8 @@ def _of_alerts(config: Config, now: datetime) -> Iterable[Finding]:
 
 
 def _last_run(config: Config, completed_at: datetime, now: datetime) -> Finding:
-    """When StEvE was last read in a run that was completed; whether two more were due since."""
-    says = f"The last run that read StEvE was completed at {_said(completed_at, config)}"
+    """When StEvE was last read, whatever else failed in that run; whether two more were due since."""
+    says = f"The last run that read StEvE ended at {_said(completed_at, config)}"
     second_due_at = next_scheduled(config, next_scheduled(config, completed_at))
     if second_due_at + MAY_TAKE < now:
         return warning(

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ocpp_billing.sync.models import RunStatus, RunTrigger, SyncRun, WorkerHeartbeat, WorkerKind
+from django.db.models import Exists, OuterRef, Q
+
+from ocpp_billing.sync.models import (
+    RunStatus,
+    RunTrigger,
+    SyncRun,
+    SyncStep,
+    WorkerHeartbeat,
+    WorkerKind,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,6 +27,8 @@ HEARTBEAT_EVERY = timedelta(seconds=5)
 SILENT_AFTER = timedelta(seconds=25)
 # Runs that ask StEvE nothing.
 OF_LAGO_ALONE = (RunTrigger.DELIVERY, RunTrigger.CONFIRM)
+# The steps in which StEvE is read: by a full run, and by a short one that takes up what a look has found.
+OF_STEVE = ("discover", "record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +41,8 @@ class Liveness:
         seen_at: when a worker was last heard of; None = never.
         leader: name of the worker that leads; None while only standbys, a command or nobody is there.
         next_run_at: the next full run by the schedule; None when no worker leads.
-        last_completed: when the last run that read StEvE ended as completed or partial: a full one, or a
-            short one that took up what a look had found. Retries towards Lago say nothing about StEvE.
+        last_completed: when the last run that read StEvE ended, whatever else failed in it: a full one, or
+            a short one that took up what a look had found. Lago says nothing about how fresh that is.
     """
 
     alive: bool
@@ -51,9 +62,14 @@ def worker_alive(source: str, now: datetime) -> Liveness:
         source: name of the StEvE.
         now: the present instant.
     """
+    # What failed over Lago has read StEvE all the same: its step says so. Backwards through the primary key.
+    read = SyncStep.objects.filter(run=OuterRef("pk"), name__in=OF_STEVE, ended_at__isnull=False, error=None)
     last_completed = (
-        SyncRun.objects.filter(source_id=source, status__in=[RunStatus.COMPLETED, RunStatus.PARTIAL])
-        .exclude(trigger__in=OF_LAGO_ALONE)
+        SyncRun.objects.filter(
+            Q(status__in=[RunStatus.COMPLETED, RunStatus.PARTIAL]) & ~Q(trigger__in=OF_LAGO_ALONE)
+            | Q(status__in=[RunStatus.FAILED, RunStatus.INTERRUPTED]) & Exists(read),
+            source_id=source,
+        )
         .order_by("-id")
         .values_list("ended_at", flat=True)
         .first()
