@@ -1108,7 +1108,7 @@ def test_a_breakdown_as_json(command):
 )
 def test_what_makes_no_sense_is_refused_with_a_sentence(command, arguments, says):
     code, out, err = command("balance", *arguments)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert says in err
 
 

@@ -208,7 +208,7 @@ class TestList:
             ledger.add_mapping(now, tag=f"TAG-{number:03}")
             ledger.add_session(now, tag=f"WAIT-{number:03}", reason="unmapped_tag")
         client = signed_in(Role.OPERATOR)
-        with django_assert_max_num_queries(20):
+        with django_assert_max_num_queries(21):
             client.get("/mappings")
 
 
