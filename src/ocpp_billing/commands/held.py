@@ -39,10 +39,14 @@ ORDERED_AT_ONCE = 1_000
 # What accepting does beyond its name.
 _ACCEPTING = {
     "known_by_another_source": "What another STEVE_SOURCE has ready and never sent is taken from it and held "
-    "there; what it has sent by then stays held here.",
+    "there, also while this one sends nothing yet; what it has sent by then stays held here.",
     "billed_by_another_source": "WARNING: another STEVE_SOURCE has sent them to Lago already. The customers "
     "pay twice unless the first bill was credited.",
     "late_period": "They are billed in the customers' current billing period.",
+}
+_EXCLUDING = {
+    "known_by_another_source": "The other STEVE_SOURCE bills what it has ready.",
+    "billed_by_another_source": "They stay billed by the other STEVE_SOURCE.",
 }
 
 
@@ -109,7 +113,7 @@ def held_exclude(config: Config, args: argparse.Namespace) -> int:
             args,
             "Never bill",
             lambda session_id: review.exclude(session_id, note=args.note, by=actor()),
-            "What Lago already has of them stays there.",
+            _EXCLUDING.get(args.reason, "What Lago already has of them stays there."),
         )
 
 

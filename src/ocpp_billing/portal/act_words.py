@@ -89,7 +89,12 @@ _WILL_DO_FOR_REASON: dict[tuple[Act, str], str | Promise] = {
     ),
     (Act.ACCEPT, "known_by_another_source"): gettext_lazy(
         "Bill %(sessions)s, %(energy)s kWh, by this STEVE_SOURCE. What the other one has ready and never "
-        "sent is taken from it and held there. What it has sent by then is not billed here: it stays held."
+        "sent is taken from it and held there, also while this one is in shadow mode or paused and sends "
+        "nothing yet. What it has sent by then is not billed here: it stays held."
+    ),
+    (Act.EXCLUDE, "known_by_another_source"): gettext_lazy(
+        "Never bill %(sessions)s, %(energy)s kWh, by this STEVE_SOURCE. The other one bills what it has "
+        "ready."
     ),
     (Act.ACCEPT, "billed_by_another_source"): gettext_lazy(
         "Bill %(sessions)s, %(energy)s kWh, a second time: another STEVE_SOURCE has sent them to Lago "
