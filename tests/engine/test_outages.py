@@ -155,7 +155,15 @@ def cannot_digest(world, steve_id):
     events.add_batch = add_others
 
 
-@pytest.mark.parametrize("store", ["postgres", "postgres-1.32", "postgres-1.30", "clickhouse-plain"])
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgres",
+        pytest.param("postgres-1.32", marks=pytest.mark.long),
+        pytest.param("postgres-1.30", marks=pytest.mark.long),
+        "clickhouse-plain",
+    ],
+)
 def test_an_event_that_lago_cannot_digest_holds_back_no_other_and_is_sent_once_it_can(live):
     sessions = [live.session("TAG-ALICE", f"CP-{number}", energy_wh=1_000 + number) for number in range(5)]
     poison = sessions[2]
