@@ -118,25 +118,9 @@ def go_live(config: Config, live_from: datetime, *, by: str, user: User | None =
     Raises:
         ControlError: when it is live already, or when ``BILLING_START`` decides.
     """
-    start = config.billing_start_at
-    if start is not None:
-        raise ControlError(
-            _(
-                "BILLING_START is set in the environment (%(at)s), so billing is live from there: another "
-                "date is set there, too, and the worker started anew."
-            )
-            % {"at": day_and_time(start)}
-        )
     with effect("db commit go live"), transaction.atomic():
         control = _locked(config.steve_source)
-        if control.live_from is not None:
-            raise ControlError(
-                _(
-                    "Billing is already live, from %(at)s. That cannot be moved: sessions have been "
-                    "billed by it."
-                )
-                % {"at": day_and_time(control.live_from)}
-            )
+        refuse_if_live(status_of(config, control))
         _set_live_from(control, live_from, by)
         audit.record(
             "delivery.go_live",
@@ -145,6 +129,28 @@ def go_live(config: Config, live_from: datetime, *, by: str, user: User | None =
             target=f"source:{config.steve_source}",
             after={"live_from": live_from.isoformat()},
         )
+
+
+def refuse_if_live(status: DeliveryStatus) -> None:
+    """Say why nobody can go live.
+
+    Raises:
+        ControlError: when it is live already, or when ``BILLING_START`` decides.
+    """
+    if status.live_from is None:
+        return
+    at = {"at": day_and_time(status.live_from)}
+    if status.from_environment:
+        raise ControlError(
+            _(
+                "BILLING_START is set in the environment (%(at)s), so billing is live from there: another "
+                "date is set there, too, and the worker started anew."
+            )
+            % at
+        )
+    raise ControlError(
+        _("Billing is already live, from %(at)s. That cannot be moved: sessions have been billed by it.") % at
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,7 @@ def go_live(config: Config, args: argparse.Namespace) -> int:
     with ledger(config):
         from ocpp_billing.billing import control
 
-        status = control.read_status(config)
-        if status.mode != "shadow":
-            control.go_live(config, live_from, by=actor())  # says why not
+        control.refuse_if_live(control.read_status(config))
         lines = control.preview_go_live(config, live_from)
         total_wh = sum(line.energy_wh for line in lines)
         out(f"Billing sessions that stopped at or after {live_from.astimezone(config.timezone).isoformat()}.")

@@ -11,6 +11,7 @@ from ocpp_billing.billing import control
 from ocpp_billing.billing.decide import DecisionPolicy
 from ocpp_billing.billing.rules import Limits
 from ocpp_billing.charging.asking import ask_again
+from ocpp_billing.charging.reasons import Reason
 from ocpp_billing.database import fenced_transaction
 from ocpp_billing.sync.reading import store_progress
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from ocpp_billing.config import Config
     from ocpp_billing.steve.progress import ReadingProgress
     from ocpp_billing.sync.journal import RunJournal
+
+
+# What Lago says decides: asked anew in every run.
+WAITS_FOR_LAGO = (
+    Reason.NO_SUBSCRIPTION,
+    Reason.AMBIGUOUS_SUBSCRIPTION,
+    Reason.METRIC_NOT_CHARGED,
+    Reason.LATE_PERIOD,
+    Reason.REFUND_BY_CREDIT_NOTE,
+)
 
 
 def policy_of(config: Config) -> DecisionPolicy:
@@ -63,25 +74,18 @@ def ask_again_where_causes_may_be_gone(config: Config, journal: RunJournal) -> N
         cursor.execute("SELECT progress FROM source WHERE name = %s FOR NO KEY UPDATE", [config.steve_source])
         row = cursor.fetchone()
         progress: ReadingProgress = {} if row is None else msgspec.json.decode(row[0])
+        no_matter_why: list[str] | None = None
         if progress.get("settings", settings) != settings:
-            states, reasons = ["held", "excluded", "queued"], None
+            states, reasons = ["held", "excluded", "queued"], no_matter_why
         elif progress.get("asked_again_on") != today:
-            states, reasons = ["held"], None
+            states, reasons = ["held"], no_matter_why
         else:
-            states, reasons = ["held"], WAITS_FOR_LAGO
+            states, reasons = ["held"], list(map(str, WAITS_FOR_LAGO))
         bound = {"source": config.steve_source, "states": states, "reasons": reasons}
         ask_again(cursor, _IN_STATES, bound)
         progress |= {"settings": settings, "asked_again_on": today}
         store_progress(cursor, config.steve_source, progress)
 
-
-WAITS_FOR_LAGO: list[str] | None = [
-    "no_subscription",
-    "ambiguous_subscription",
-    "metric_not_charged",
-    "late_period",
-    "refund_by_credit_note",
-]
 
 _IN_STATES = """
 s.source_id = %(source)s AND s.state = ANY(%(states)s) AND NOT s.needs_decision
