@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from django.db import connection
 from django.test import Client
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from ocpp_billing import clock
 from ocpp_billing.accounts.models import User
@@ -26,6 +26,9 @@ from tests.caches import clear_caches
 from tests.chromium import MISSING, REQUIRED, find_chromium
 from tests.portal.conftest import BACKEND, add_person, confirm
 from tests.smtp import mail_server
+
+# Generous: other tests' browsers and workers share the cores. What is right is seen at once all the same.
+expect.set_options(timeout=20_000)
 
 CHROMIUM = find_chromium()
 AXE = next((Path(__file__).parent.parent / "vendor").glob("axe-*/axe.min.js")).read_text(encoding="utf-8")
