@@ -39,6 +39,25 @@ def credit(steve_id):
     settle_refund(session_of(steve_id).pk, credit_note="CN-7", note="sent by post", by="test")
 
 
+def charged_twice(world):
+    """A session charged in advance, of whose one event Lago made two fees before it was confirmed."""
+    world.plan("ev_advance", pay_in_advance_charge=True)
+    world.payer("TAG-ALICE", "alice", plan="ev_advance")
+    world.go_live()
+    session = world.session("TAG-ALICE", energy_wh=5_000)
+    world.sync(confirm_settle_seconds=3_600)
+    assert world.state_of(session) == ("accepted", None)
+    books = world.lago.books
+    (fee,) = books.fees
+    books.fees.append(replace(fee, lago_id="another"))
+    posts = world.posts()
+    world.clock.advance(hours=2)
+    world.sync()
+    assert world.posts() == posts
+    assert world.state_of(session) == ("held", "charged_twice")
+    return session
+
+
 # -- refunds ----------------------------------------------------------------------------------------------
 
 
@@ -127,19 +146,8 @@ def test_the_refund_of_a_move_is_credited_and_taken_back(world):
 
 def test_an_event_that_lago_charged_twice_waits_for_a_credit_note(world):
     """It is shown with what is too much, nothing is sent, and it is confirmed once a person has credited that."""
-    world.plan("ev_advance", pay_in_advance_charge=True)
-    world.payer("TAG-ALICE", "alice", plan="ev_advance")
-    world.go_live()
-    session = world.session("TAG-ALICE", energy_wh=5_000)
-    world.sync(confirm_settle_seconds=3_600)
-    assert world.state_of(session) == ("accepted", None)
-    books = world.lago.books
-    (fee,) = books.fees
-    books.fees.append(replace(fee, lago_id="another"))
+    session = charged_twice(world)
     posts = world.posts()
-    world.clock.advance(hours=2)
-    world.sync()
-    assert world.state_of(session) == ("held", "charged_twice")
     says = UsageEvent.objects.get().answer["says"]
     assert "Lago made 2 fees of this one event (5.0 kWh for 1.95 EUR, 5.0 kWh for 1.95 EUR)" in says
     assert "5.0 kWh, 1.95 EUR, is charged too much. Write a credit note" in says
@@ -165,16 +173,7 @@ def test_an_event_that_lago_charged_twice_waits_for_a_credit_note(world):
 
 def test_one_credit_note_settles_one_debt(world):
     """Lago charged it twice, and StEvE lowers what it delivered: two surpluses, and two credit notes."""
-    world.plan("ev_advance", pay_in_advance_charge=True)
-    world.payer("TAG-ALICE", "alice", plan="ev_advance")
-    world.go_live()
-    session = world.session("TAG-ALICE", energy_wh=5_000)
-    world.sync(confirm_settle_seconds=3_600)
-    books = world.lago.books
-    (fee,) = books.fees
-    books.fees.append(replace(fee, lago_id="another"))
-    world.clock.advance(hours=2)
-    world.sync()
+    session = charged_twice(world)
     with pytest.raises(ReviewError, match=r"charged an event of session .* twice"):
         review.exclude(session_of(session).pk, note="forget it", by="test")
     show_stop(world, session, 3_000)

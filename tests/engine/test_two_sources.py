@@ -49,6 +49,18 @@ def piloted(world):
     return session
 
 
+def billed_by_the_pilot(world):
+    """A session that the pilot, live since, has sent to Lago, and that main has looked at again since."""
+    session = piloted(world)
+    under(world, "pilot")
+    world.go_live()
+    world.sync()
+    under(world, "main")
+    world.clock.advance(NIGHT)
+    world.sync()
+    return session
+
+
 def of(world, steve_id):
     return world._session(steve_id).get()
 
@@ -151,13 +163,7 @@ def test_sent_there_after_the_person_looked_it_is_not_billed_here(two):
 
 
 def test_billed_a_second_time_only_by_a_person_who_says_so(two):
-    session = piloted(two)
-    under(two, "pilot")
-    two.go_live()
-    two.sync()
-    under(two, "main")
-    two.clock.advance(NIGHT)
-    two.sync()
+    session = billed_by_the_pilot(two)
     assert two.state_of(session) == BILLED
     accept(two, session)
     two.sync()
@@ -206,6 +212,7 @@ def here(two, monkeypatch, capsys):
     def run(*arguments):
         for name, value in two.environment().items():
             monkeypatch.setenv(name, value)
+        capsys.readouterr()  # what the runs before have logged is not the command's
         code = main(arguments)
         output = capsys.readouterr()
         return code, output.out + output.err
@@ -238,13 +245,7 @@ def test_the_command_line_settles_all_of_it(two, here):
 
 
 def test_what_the_pilot_billed_is_left_as_billed_there(two, here):
-    session = piloted(two)
-    under(two, "pilot")
-    two.go_live()
-    two.sync()
-    under(two, "main")
-    two.clock.advance(NIGHT)
-    two.sync()
+    session = billed_by_the_pilot(two)
     billed = ("--reason", "billed_by_another_source", "--note", "pilot", "--yes")
     code, says = here("held", "exclude", *billed, "--to", "2020-01-01")
     assert (code, says) == (

@@ -9,6 +9,7 @@ from django.db.models import Q
 
 from ocpp_billing import clock
 from ocpp_billing.accounts import audit
+from ocpp_billing.billing.failures import Failures
 from ocpp_billing.billing.models import Ruling, RulingKind, UsageEvent
 from ocpp_billing.billing.outbox import hold_differences, restate_sessions
 from ocpp_billing.charging.models import ChargingSession, IdTag
@@ -192,7 +193,7 @@ def retry_rejected(event_id: int, *, by: str, user: User | None = None, note: st
         before = event.answer
         event.state, event.reason, event.next_attempt_at = "queued", None, clock.now()
         # What it failed at before counts against it no more.
-        event.answer = {**(before or {}), "failures": 0, "alone": 0}
+        event.answer = {**(before or {}), **Failures().as_answer()}
         event.save(update_fields=["state", "reason", "next_attempt_at", "answer"])
         restate_sessions(cursor, [event.session_id])
         audit.record(
